@@ -1,0 +1,5 @@
+//! Content vectors become codes.
+
+mod vectors;
+
+pub use vectors::Vectors;

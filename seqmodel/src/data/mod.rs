@@ -1,0 +1,9 @@
+//! Histories, their split, and batches of them.
+
+mod batch;
+mod history;
+mod split;
+
+pub use batch::{Batches, Window, windows};
+pub use history::Histories;
+pub use split::{Case, LeaveOneOut, Split};

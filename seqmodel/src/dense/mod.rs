@@ -1,0 +1,5 @@
+//! Models that score every item at once.
+
+mod sasrec;
+
+pub use sasrec::{SasRec, SasRecConfig, SasRecRetriever};

@@ -1,0 +1,23 @@
+//! Models that read a user history and score what comes next.
+//!
+//! Rooms, in the order data flows: [`data`] (histories, split, batches), [`nn`] (layers), [`rqt`], [`tiger`] and
+//! [`dense`] (models), [`loss`], [`train`] (one loop for all), [`generative`] and [`retrieve`] (history in, items out),
+//! [`evaluate`] and [`metrics`].
+
+pub mod data;
+pub mod dense;
+mod error;
+pub mod generative;
+mod items;
+pub mod loss;
+pub mod nn;
+mod objectives;
+pub mod rqt;
+pub mod tiger;
+pub mod train;
+
+pub use data::{Case, Histories, LeaveOneOut, Split};
+pub use error::{Error, Result};
+pub use generative::{Generative, Generator};
+pub use items::ItemFeatures;
+pub use objectives::{RqtObjective, SasRecObjective, TigerObjective};

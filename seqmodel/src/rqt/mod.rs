@@ -1,0 +1,14 @@
+//! RQ-Transformer over items: a causal transformer with one position per item, and a small decoder over the codes of
+//! the next item, with a loss at every position of a history in one pass.
+//!
+//! Paper: Lee et al. 2022, Autoregressive Image Generation using Residual Quantization, sec. 3.2 (spatial and depth
+//! transformer). Deviations: relative position bias and RMS norms as in T5; content vectors and an item embedding that
+//! is dropped at random may join the codes at the input.
+
+mod config;
+mod model;
+mod session;
+
+pub use config::RqtConfig;
+pub use model::Rqt;
+pub use session::RqtSession;

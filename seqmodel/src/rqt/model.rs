@@ -1,0 +1,232 @@
+//! The two transformers joined, and the teacher-forced loss.
+
+use super::RqtConfig;
+use crate::data::Window;
+use crate::items::ItemFeatures;
+use crate::loss::cross_entropy;
+use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::init::Init;
+use rqvae::{ItemIdx, Mode, mix};
+
+/// The model: immutable, its state lives in sessions.
+#[derive(Debug, Clone)]
+pub struct Rqt {
+    config: RqtConfig,
+    features: ItemFeatures,
+    /// First row of each level in `codes`.
+    level_starts: Vec<u32>,
+    codes: Tensor,
+    content: Option<Linear>,
+    items: Option<Tensor>,
+    input_norm: RmsNorm,
+    bias: RelativeBias,
+    blocks: Vec<Block>,
+    history_norm: RmsNorm,
+    bridge: Linear,
+    decoder_codes: Tensor,
+    decoder: Vec<Block>,
+    decoder_norm: RmsNorm,
+    heads: Vec<Tensor>,
+}
+
+impl Rqt {
+    /// Parameters are read from, or made by, `vb`.
+    pub fn new(config: &RqtConfig, features: ItemFeatures, vb: &VarBuilder) -> Result<Self> {
+        config.validate()?;
+        if config.content && features.content_dim() == 0 {
+            return Err(Error::Mismatch {
+                what: "content vectors".into(),
+                expected: "one per item, since the model reads content".into(),
+                found: "none in the catalogue".into(),
+            });
+        }
+        let (dim, spec) = (config.dim, features.spec().clone());
+        let mut level_starts = vec![0];
+        for level in 0..spec.len() {
+            level_starts.push(level_starts[level] + spec.codes_at(level));
+        }
+        let rows = level_starts[spec.len()] as usize;
+        let small = Init::Randn { mean: 0.0, stdev: 0.05 };
+        let shape = config.attention();
+        let blocks = |name: &str, count| {
+            (0..count)
+                .map(|i| Block::new(shape, config.hidden, false, &vb.pp(format!("{name}.{i}"))))
+                .collect::<candle_core::Result<Vec<_>>>()
+        };
+        let heads = (0..spec.len())
+            .map(|level| vb.get_with_hints((spec.codes_at(level) as usize, dim), &format!("heads.{level}"), small))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Self {
+            level_starts,
+            codes: vb.get_with_hints((rows, dim), "codes", small)?,
+            content: if config.content {
+                let stdev = (features.content_dim() as f64).powf(-0.5);
+                Some(Linear::new(features.content_dim(), dim, stdev, &vb.pp("content"))?)
+            } else {
+                None
+            },
+            items: if config.item_embedding {
+                Some(vb.get_with_hints((features.len(), dim), "items", small)?)
+            } else {
+                None
+            },
+            input_norm: RmsNorm::new(dim, &vb.pp("input_norm"))?,
+            bias: RelativeBias::new(32, 64, config.heads, false, &vb.pp("bias"))?,
+            blocks: blocks("blocks", config.layers)?,
+            history_norm: RmsNorm::new(dim, &vb.pp("history_norm"))?,
+            bridge: Linear::new(dim, dim, (dim as f64).powf(-0.5), &vb.pp("bridge"))?,
+            decoder_codes: vb.get_with_hints((rows, dim), "decoder_codes", small)?,
+            decoder: blocks("decoder", config.decoder_layers)?,
+            decoder_norm: RmsNorm::new(dim, &vb.pp("decoder_norm"))?,
+            heads,
+            config: config.clone(),
+            features,
+        })
+    }
+
+    /// The numbers it was made with.
+    pub fn config(&self) -> &RqtConfig {
+        &self.config
+    }
+
+    /// The catalogue it reads.
+    pub fn features(&self) -> &ItemFeatures {
+        &self.features
+    }
+
+    /// Levels per ID, suffix included.
+    pub fn levels(&self) -> usize {
+        self.heads.len()
+    }
+
+    pub(super) fn decoder(&self) -> &[Block] {
+        &self.decoder
+    }
+
+    /// Padded histories, `seq` items each -> (batch, seq, dim); position `t` has seen the items up to `t`.
+    fn history(&self, items: &[Option<ItemIdx>], seq: usize, mode: Mode) -> Result<Tensor> {
+        let levels = self.levels();
+        let mut ids = Vec::with_capacity(items.len() * levels);
+        for item in items {
+            match item {
+                Some(item) => {
+                    ids.extend(self.features.codes(*item).iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)));
+                }
+                None => ids.extend(std::iter::repeat_n(NO_ROW, levels)),
+            }
+        }
+        let mut x = embedding_sum(&self.codes, ids, levels)?;
+        if let Some(content) = &self.content {
+            x = (x + content.forward(&self.features.content(items)?)?)?;
+        }
+        if let Some(table) = &self.items {
+            x = (x + embedding_sum(table, self.item_rows(items, mode), 1)?)?;
+        }
+        let x = self.input_norm.forward(&x)?.reshape(((), seq, self.config.dim))?;
+        let mut x = dropout(&x, self.config.dropout, mode)?;
+        let bias = self.bias.forward(seq, seq)?;
+        for block in &self.blocks {
+            x = block.forward(&x, Some(&bias), &Keys::Causal, None, mode)?;
+        }
+        Ok(self.history_norm.forward(&x)?)
+    }
+
+    /// Rows of the item table, some left out in training.
+    fn item_rows(&self, items: &[Option<ItemIdx>], mode: Mode) -> Vec<u32> {
+        let key = match mode {
+            Mode::Train(keys) => Some(keys.next_key()),
+            Mode::Eval => None,
+        };
+        let threshold = (f64::from(self.config.item_dropout) * u64::MAX as f64) as u64;
+        let dropped = |i: usize| key.is_some_and(|key| mix(key ^ mix(i as u64)) < threshold);
+        items.iter().enumerate().map(|(i, item)| item.filter(|_| !dropped(i)).map_or(NO_ROW, |item| item.0)).collect()
+    }
+
+    /// States after the newest item of each history, which must not be empty: -> (batch, dim).
+    pub fn encode(&self, histories: &[&[ItemIdx]]) -> Result<Tensor> {
+        let capped: Vec<_> = histories.iter().map(|h| &h[h.len().saturating_sub(self.config.history_cap)..]).collect();
+        let seq = capped.iter().map(|h| h.len()).max().unwrap_or(1).max(1);
+        let mut items = vec![None; capped.len() * seq];
+        for (row, history) in items.chunks_exact_mut(seq).zip(&capped) {
+            for (slot, item) in row.iter_mut().zip(*history) {
+                *slot = Some(*item);
+            }
+        }
+        let states = self.history(&items, seq, Mode::Eval)?.reshape(((), self.config.dim))?;
+        let last: Vec<u32> =
+            capped.iter().enumerate().map(|(i, h)| (i * seq + h.len().max(1) - 1) as u32).collect();
+        Ok(states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?)
+    }
+
+    /// First decoder input of each row: (rows, dim) -> (rows, 1, dim).
+    pub(super) fn first_input(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(self.bridge.forward(states)?.unsqueeze(1)?)
+    }
+
+    /// Decoder input after code `codes[row]` of `level` -> (rows, 1, dim).
+    pub(super) fn next_input(&self, level: usize, codes: impl Iterator<Item = u32>) -> Result<Tensor> {
+        let ids = codes.map(|code| self.level_starts[level] + code).collect();
+        Ok(embedding_sum(&self.decoder_codes, ids, 1)?.unsqueeze(1)?)
+    }
+
+    /// Logits of `level` from decoder outputs: (rows, dim) -> (rows, codes of the level).
+    pub(super) fn logits(&self, level: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(project(&self.decoder_norm.forward(x)?, &self.heads[level])?)
+    }
+
+    /// Mean over targets of the summed cross-entropy of their codes.
+    pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
+        let (levels, dim) = (self.levels(), self.config.dim);
+        let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
+        let mut items = vec![None; windows.len() * seq];
+        let (mut positions, mut targets) = (Vec::new(), Vec::new());
+        for (i, window) in windows.iter().enumerate() {
+            for (t, pair) in window.items.windows(2).enumerate() {
+                items[i * seq + t] = Some(pair[0]);
+                if t >= window.first_target {
+                    positions.push((i * seq + t) as u32);
+                    targets.push(pair[1]);
+                }
+            }
+        }
+        if targets.is_empty() {
+            return Err(Error::NoData { what: "training targets" });
+        }
+        let states = self.history(&items, seq, mode)?.reshape(((), dim))?;
+        let count = targets.len();
+        let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
+
+        // The decoder reads the state, then the codes but the last; output `l` predicts code `l`. Each level has rows
+        // of its own in the table, so an embedding also says which level it belongs to.
+        let mut ids = Vec::with_capacity(count * (levels - 1));
+        for target in &targets {
+            let codes = &self.features.codes(*target)[..levels - 1];
+            ids.extend(codes.iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)));
+        }
+        let start = self.bridge.forward(&states)?.unsqueeze(1)?;
+        let x = if levels > 1 {
+            let codes = embedding_sum(&self.decoder_codes, ids, 1)?.reshape((count, levels - 1, dim))?;
+            Tensor::cat(&[&start, &codes], 1)?
+        } else {
+            start
+        };
+        let mut x = dropout(&x, self.config.dropout, mode)?;
+        for block in &self.decoder {
+            x = block.forward(&x, None, &Keys::Causal, None, mode)?;
+        }
+        let mut loss: Option<Tensor> = None;
+        for level in 0..levels {
+            let logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
+            let codes = targets.iter().map(|t| u32::from(self.features.codes(*t)[level])).collect();
+            let term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
+            loss = Some(match loss {
+                Some(loss) => (loss + term)?,
+                None => term,
+            });
+        }
+        loss.ok_or(Error::NoData { what: "levels" })
+    }
+}

@@ -1,0 +1,305 @@
+//! The loop: next batch, loss, backward, clip, step; validate, save, stop early; resume to the same bits.
+//!
+//! Shuffles are keyed by (seed, epoch) and dropout by (seed, step), so the state of a run is its weights, its moments
+//! and a handful of counters.
+
+use super::TrainConfig;
+use crate::data::Batches;
+use crate::nn::{Parameters, load_parameters, save_parameters};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use rqvae::{AdamW, Checkpoint, CheckpointDir, Mode, SeededRng, StepKeys};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// One way to turn rows of training data into a scalar loss; the trainer knows nothing else about a model.
+pub trait Objective {
+    /// Length of every training sample; batches bring similar lengths together.
+    fn lengths(&self) -> Vec<usize>;
+
+    /// Loss of the samples `rows`.
+    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor>;
+}
+
+/// What validation found; `recall@10` chooses the best weights.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Share of users whose target is among the first ten.
+    #[serde(rename = "recall@10")]
+    pub recall_at_10: f64,
+    /// Discounted gain of the same lists.
+    #[serde(rename = "ndcg@10")]
+    pub ndcg_at_10: f64,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Optimiser steps taken.
+    pub step: u64,
+    /// Epochs finished.
+    pub epoch: u64,
+    /// Mean loss of the epoch.
+    pub loss: f64,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Gradient norm of the last step before clipping.
+    pub grad_norm: f64,
+    /// Training samples per second of this epoch.
+    pub examples_per_second: f64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Validation, where this epoch had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val: Option<Validation>,
+}
+
+/// Why training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stop {
+    /// All epochs done.
+    Epochs,
+    /// No better validation for `patience` times.
+    Patience,
+    /// The time limit.
+    Time,
+    /// The caller asked; a checkpoint of this very step was written.
+    Interrupted,
+}
+
+/// End of a run. The parameters hold the best weights, unless it was interrupted.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// Why it ended.
+    pub stop: Stop,
+    /// Steps taken.
+    pub steps: u64,
+    /// Epochs finished.
+    pub epochs: u64,
+    /// Best validation recall@10.
+    pub best: f64,
+    /// Step of the best validation.
+    pub best_step: u64,
+    /// Seconds of training, resumed parts included.
+    pub seconds: f64,
+}
+
+/// Digests of what a run was made from; a resumed run must match.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Kind of model.
+    pub model: String,
+    /// Digest of the model's and the trainer's configuration.
+    pub config: String,
+    /// Digest of the training data.
+    pub data: String,
+    /// Digest of the SID table.
+    pub sids: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct RunState {
+    identity: Identity,
+    step: u64,
+    epoch: u64,
+    batch: usize,
+    loss_sum: f64,
+    best: Option<f64>,
+    best_step: u64,
+    stale: u64,
+    seconds: f64,
+    finished: bool,
+}
+
+/// A training run.
+pub struct Trainer<'a> {
+    config: &'a TrainConfig,
+    params: &'a Parameters,
+    identity: Identity,
+    /// `model.toml`'s content and where checkpoints go.
+    output: Option<(&'a CheckpointDir, String)>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Trains `params` in memory.
+    pub fn new(config: &'a TrainConfig, params: &'a Parameters, identity: Identity) -> Self {
+        Self { config, params, identity, output: None }
+    }
+
+    /// Also writes checkpoints, with `model_toml` enough to rebuild the model.
+    #[must_use]
+    pub fn with_checkpoints(mut self, dir: &'a CheckpointDir, model_toml: String) -> Self {
+        self.output = Some((dir, model_toml));
+        self
+    }
+
+    /// Runs to the end, from the latest checkpoint when `resume` is set and there is one.
+    ///
+    /// `validate` looks at the current parameters; `observe` gets (steps of this epoch, steps per epoch, loss) after a
+    /// step; `record` one record an epoch; `interrupted` is asked before each step.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteLoss`] before anything is updated; [`Error::Mismatch`] when the checkpoint is of another run.
+    pub fn run(
+        &self,
+        objective: &dyn Objective,
+        resume: bool,
+        validate: &mut dyn FnMut() -> Result<Validation>,
+        observe: &mut dyn FnMut(u64, u64, f64),
+        record: &mut dyn FnMut(&EpochRecord) -> Result<()>,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        self.config.validate()?;
+        let lengths = objective.lengths();
+        if lengths.is_empty() {
+            return Err(Error::NoData { what: "training samples" });
+        }
+        let rng = SeededRng::new(self.config.seed);
+        let mut optim = AdamW::new(self.params.all(), self.config.adamw());
+        let mut state = RunState { identity: self.identity.clone(), ..RunState::default() };
+        if resume && let Some(saved) = self.restore(&mut optim)? {
+            state = saved;
+        }
+        let mut best_weights = None;
+        let began = Instant::now() - std::time::Duration::from_secs_f64(state.seconds);
+        let stop = loop {
+            if state.finished || state.epoch >= self.config.max_epochs {
+                break Stop::Epochs;
+            }
+            let batches = Batches::new(&lengths, self.config.batch_size, &rng, state.epoch);
+            let schedule = self.config.schedule(batches.len() as u64);
+            let (epoch_began, first_batch) = (Instant::now(), state.batch);
+            let (mut lr, mut grad_norm, mut examples) = (0.0, 0.0, 0);
+            while state.batch < batches.len() {
+                if interrupted() {
+                    state.seconds = began.elapsed().as_secs_f64();
+                    self.save(&state, &optim, false)?;
+                    return Ok(outcome(Stop::Interrupted, &state));
+                }
+                lr = schedule.at(state.step);
+                let rows = batches.rows(state.batch);
+                let keys = StepKeys::new(&rng, state.step);
+                let loss = objective.loss(rows, Mode::Train(&keys))?;
+                let value = f64::from(loss.to_scalar::<f32>()?);
+                if !value.is_finite() {
+                    return Err(Error::NonFiniteLoss { step: state.step, loss: value });
+                }
+                grad_norm = optim.step(&loss.backward()?, lr)?;
+                state.loss_sum += value;
+                state.step += 1;
+                state.batch += 1;
+                examples += rows.len();
+                observe(state.batch as u64, batches.len() as u64, value);
+            }
+            let seconds = epoch_began.elapsed().as_secs_f64();
+            let loss = state.loss_sum / batches.len() as f64;
+            tracing::debug!(epoch = state.epoch, loss, resumed_at = first_batch, "epoch done");
+            (state.epoch, state.batch, state.loss_sum) = (state.epoch + 1, 0, 0.0);
+            state.seconds = began.elapsed().as_secs_f64();
+            let out_of_time =
+                self.config.time_limit_s > 0 && state.seconds >= self.config.time_limit_s as f64;
+            let last = state.epoch >= self.config.max_epochs || out_of_time;
+            let mut val = None;
+            if last || state.epoch.is_multiple_of(self.config.eval_every) {
+                let found = validate()?;
+                val = Some(found);
+                let better = state.best.is_none_or(|best| found.recall_at_10 > best);
+                if better {
+                    (state.best, state.best_step, state.stale) = (Some(found.recall_at_10), state.step, 0);
+                    if self.output.is_none() {
+                        best_weights = Some(self.params.snapshot()?);
+                    }
+                } else {
+                    state.stale += 1;
+                }
+                state.seconds = began.elapsed().as_secs_f64();
+                state.finished = last || state.stale >= self.config.patience;
+                self.save(&state, &optim, better)?;
+            }
+            record(&EpochRecord {
+                step: state.step,
+                epoch: state.epoch,
+                loss,
+                lr,
+                grad_norm,
+                examples_per_second: examples as f64 / seconds.max(1e-9),
+                seconds: state.seconds,
+                val,
+            })?;
+            if state.stale >= self.config.patience {
+                break Stop::Patience;
+            }
+            if out_of_time {
+                break Stop::Time;
+            }
+        };
+        match (&self.output, best_weights) {
+            (Some((dir, _)), _) => {
+                if let Some(best) = dir.best()? {
+                    load_weights(self.params, &best)?;
+                }
+            }
+            (None, Some(weights)) => self.params.assign(&weights.into_iter().collect::<HashMap<_, _>>())?,
+            (None, None) => {}
+        }
+        Ok(outcome(stop, &state))
+    }
+
+    fn save(&self, state: &RunState, optim: &AdamW, best: bool) -> Result<()> {
+        let Some((dir, model_toml)) = &self.output else { return Ok(()) };
+        let state_json = serde_json::to_vec_pretty(state)
+            .map_err(|e| Error::Corrupt { path: "state.json".into(), reason: e.to_string() })?;
+        let files = [
+            ("model.safetensors", save_parameters(self.params.snapshot()?)?),
+            ("optimizer.safetensors", save_parameters(optim.state()?)?),
+            ("model.toml", model_toml.clone().into_bytes()),
+            ("state.json", state_json),
+        ];
+        Ok(dir.save(state.step, &files, best)?)
+    }
+
+    fn restore(&self, optim: &mut AdamW) -> Result<Option<RunState>> {
+        let Some((dir, _)) = &self.output else { return Ok(None) };
+        let Some(latest) = dir.latest()? else { return Ok(None) };
+        let path = latest.file("state.json");
+        let state: RunState = serde_json::from_slice(&latest.read("state.json")?)
+            .map_err(|e| Error::Corrupt { path, reason: e.to_string() })?;
+        for (what, expected, found) in [
+            ("model", &self.identity.model, &state.identity.model),
+            ("SID table", &self.identity.sids, &state.identity.sids),
+            ("training data", &self.identity.data, &state.identity.data),
+            ("configuration", &self.identity.config, &state.identity.config),
+        ] {
+            if expected != found {
+                return Err(Error::Mismatch {
+                    what: format!("cannot resume: {what} changed since the checkpoint"),
+                    expected: expected.clone(),
+                    found: found.clone(),
+                });
+            }
+        }
+        load_weights(self.params, &latest)?;
+        let path = latest.file("optimizer.safetensors");
+        optim.restore(&load_parameters(&latest.read("optimizer.safetensors")?, &path)?, state.step)?;
+        Ok(Some(state))
+    }
+}
+
+/// Sets `params` from a checkpoint's `model.safetensors`.
+fn load_weights(params: &Parameters, checkpoint: &Checkpoint) -> Result<()> {
+    let path = checkpoint.file("model.safetensors");
+    params.assign(&load_parameters(&checkpoint.read("model.safetensors")?, &path)?)
+}
+
+fn outcome(stop: Stop, state: &RunState) -> Outcome {
+    Outcome {
+        stop,
+        steps: state.step,
+        epochs: state.epoch,
+        best: state.best.unwrap_or(0.0),
+        best_step: state.best_step,
+        seconds: state.seconds,
+    }
+}

@@ -1,0 +1,2 @@
+//! sidrec
+fn main() {}
