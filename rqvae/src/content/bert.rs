@@ -64,7 +64,7 @@ impl BertEncoder {
         let bytes = read(&path)?;
         let model = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)
             .and_then(|vb| BertModel::load(vb, &config))
-            .map_err(|e| corrupt(&path, e.to_string()))?;
+            .map_err(|e| Error::corrupt(&path, e.to_string()))?;
         let name = folder.file_name().unwrap_or(folder.as_os_str());
         Ok(Self {
             name: format!("bert:{}", name.to_string_lossy()),
@@ -87,7 +87,7 @@ impl BertEncoder {
             .map_err(|_| "the tokenizer gave up".to_owned())
             .and_then(|encoded| encoded.map_err(|e| e.to_string()))
             .map_err(|reason| {
-                corrupt(&self.pipeline.transformer.join("tokenizer.json"), reason)
+                Error::corrupt(&self.pipeline.transformer.join("tokenizer.json"), reason)
             })?;
         Ok(encodings.iter().map(|e| e.get_ids().to_vec()).collect())
     }
@@ -158,18 +158,8 @@ impl ContentEncoder for BertEncoder {
     }
 }
 
-pub(super) fn corrupt(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Corrupt {
-        path: path.to_owned(),
-        reason: reason.into(),
-    }
-}
-
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(Error::io(path))
 }
 
 fn config(path: &Path) -> Result<Config> {
@@ -180,7 +170,7 @@ fn config(path: &Path) -> Result<Config> {
     if let Some(kind) = json::<Kind>(path)?.model_type
         && kind != "bert"
     {
-        return Err(corrupt(
+        return Err(Error::corrupt(
             path,
             format!("model_type `{kind}` is not supported; expected `bert`"),
         ));
@@ -192,25 +182,35 @@ fn config(path: &Path) -> Result<Config> {
         ("num_hidden_layers", config.num_hidden_layers, 256),
         ("num_attention_heads", config.num_attention_heads, 1024),
         ("intermediate_size", config.intermediate_size, 65_536),
-        ("max_position_embeddings", config.max_position_embeddings, 65_536),
+        (
+            "max_position_embeddings",
+            config.max_position_embeddings,
+            65_536,
+        ),
         ("type_vocab_size", config.type_vocab_size, 1024),
     ];
     for (field, found, most) in bounds {
         if !(1..=most).contains(&found) {
-            return Err(corrupt(
+            return Err(Error::corrupt(
                 path,
                 format!("{field} is {found}; expected 1 to {most}"),
             ));
         }
     }
-    if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-        return Err(corrupt(
+    if !config
+        .hidden_size
+        .is_multiple_of(config.num_attention_heads)
+    {
+        return Err(Error::corrupt(
             path,
             "hidden_size is no multiple of num_attention_heads",
         ));
     }
     if config.pad_token_id >= config.vocab_size {
-        return Err(corrupt(path, "pad_token_id is outside the vocabulary"));
+        return Err(Error::corrupt(
+            path,
+            "pad_token_id is outside the vocabulary",
+        ));
     }
     Ok(config)
 }
@@ -218,7 +218,7 @@ fn config(path: &Path) -> Result<Config> {
 fn tokenizer(path: &Path, config: &Config, max_tokens: usize) -> Result<Tokenizer> {
     let bytes = read(path)?;
     if bytes.len() > MAX_TOKENIZER_BYTES {
-        return Err(corrupt(path, "larger than 64 MiB"));
+        return Err(Error::corrupt(path, "larger than 64 MiB"));
     }
     let parse = || -> std::result::Result<Tokenizer, String> {
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string())?;
@@ -233,11 +233,11 @@ fn tokenizer(path: &Path, config: &Config, max_tokens: usize) -> Result<Tokenize
         Ok(tokenizer)
     };
     let tokenizer = catch_unwind(AssertUnwindSafe(parse))
-        .map_err(|_| corrupt(path, "cannot be parsed"))?
-        .map_err(|reason| corrupt(path, reason))?;
+        .map_err(|_| Error::corrupt(path, "cannot be parsed"))?
+        .map_err(|reason| Error::corrupt(path, reason))?;
     let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
     if largest as usize >= config.vocab_size {
-        return Err(corrupt(
+        return Err(Error::corrupt(
             path,
             format!(
                 "token {largest} is outside the model's vocabulary of {}",

@@ -21,7 +21,11 @@ impl ItemText {
     ///
     /// Unknown fields are left out. An item that is nothing but free text is that text, without a label.
     pub fn render(&self) -> String {
-        let paths: Vec<String> = self.categories.iter().map(|path| path.join(" > ")).collect();
+        let paths: Vec<String> = self
+            .categories
+            .iter()
+            .map(|path| path.join(" > "))
+            .collect();
         let fields = [
             ("Title", self.title.trim()),
             ("Brand", self.brand.trim()),

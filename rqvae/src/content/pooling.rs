@@ -1,9 +1,10 @@
 //! What sentence-transformers does around the transformer: `modules.json`, `1_Pooling`, `sentence_bert_config.json`.
 
-use super::bert::{corrupt, read};
-use crate::Result;
+use super::bert::read;
+use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Longest input in tokens, whatever a folder says.
@@ -37,18 +38,6 @@ struct Module {
     r#type: String,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct PoolingFile {
-    pooling_mode: Option<String>,
-    pooling_mode_cls_token: bool,
-    pooling_mode_mean_tokens: bool,
-    pooling_mode_max_tokens: bool,
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    pooling_mode_weightedmean_tokens: bool,
-    pooling_mode_lasttoken: bool,
-}
-
 #[derive(Deserialize)]
 struct LengthFile {
     max_seq_length: Option<usize>,
@@ -73,7 +62,7 @@ impl Pipeline {
                     "Pooling" => pipeline.pooling = pooling(&inner.join("config.json"))?,
                     "Normalize" => pipeline.normalize = true,
                     _ => {
-                        return Err(corrupt(
+                        return Err(Error::corrupt(
                             &path,
                             format!(
                                 "module {} is not supported; expected Transformer, Pooling, Normalize",
@@ -95,33 +84,35 @@ impl Pipeline {
 }
 
 pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read(path)?).map_err(|e| corrupt(path, e.to_string()))
+    serde_json::from_slice(&read(path)?).map_err(|e| Error::corrupt(path, e.to_string()))
 }
 
 /// A module's folder is one name beside `modules.json`, never a way out of the folder.
 fn plain_name<'a>(path: &Path, name: &'a str) -> Result<&'a str> {
     if name.contains(['/', '\\']) || name.starts_with("..") {
-        return Err(corrupt(path, format!("module path `{name}` leaves the folder")));
+        return Err(Error::corrupt(
+            path,
+            format!("module path `{name}` leaves the folder"),
+        ));
     }
     Ok(name)
 }
 
 fn pooling(path: &Path) -> Result<Pooling> {
-    let file: PoolingFile = json(path)?;
-    let flags = [
-        (file.pooling_mode_mean_tokens, "mean"),
-        (file.pooling_mode_cls_token, "cls"),
-        (file.pooling_mode_max_tokens, "max"),
-        (file.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
-        (file.pooling_mode_weightedmean_tokens, "weightedmean"),
-        (file.pooling_mode_lasttoken, "lasttoken"),
-    ];
-    let mut modes: Vec<&str> = flags.iter().filter(|(on, _)| *on).map(|(_, m)| *m).collect();
-    modes.extend(file.pooling_mode.as_deref());
+    // Older files switch on one of several modes, newer ones name it.
+    let file: serde_json::Map<String, Value> = json(path)?;
+    let modes: Vec<&str> = file
+        .iter()
+        .filter_map(|(key, value)| match key.strip_prefix("pooling_mode") {
+            Some("") => value.as_str(),
+            Some(mode) if value == &Value::Bool(true) => Some(mode.trim_matches('_')),
+            _ => None,
+        })
+        .collect();
     match modes.as_slice() {
-        ["mean"] => Ok(Pooling::Mean),
-        ["cls"] => Ok(Pooling::Cls),
-        other => Err(corrupt(
+        ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
+        ["cls" | "cls_token"] => Ok(Pooling::Cls),
+        other => Err(Error::corrupt(
             path,
             format!("pooling {other:?} is not supported; expected mean or cls"),
         )),
@@ -159,7 +150,10 @@ mod tests {
     fn the_modules_are_honoured() {
         let dir = folder(&[
             ("modules.json", MODULES),
-            ("1_Pooling/config.json", r#"{"pooling_mode_cls_token":true}"#),
+            (
+                "1_Pooling/config.json",
+                r#"{"pooling_mode_cls_token":true}"#,
+            ),
             ("sentence_bert_config.json", r#"{"max_seq_length":64}"#),
         ]);
         let pipeline = Pipeline::of(dir.path()).unwrap();
@@ -180,7 +174,10 @@ mod tests {
             (&out, "{}"),
             ("{", "{}"),
         ] {
-            let dir = folder(&[("modules.json", modules), ("1_Pooling/config.json", pooling)]);
+            let dir = folder(&[
+                ("modules.json", modules),
+                ("1_Pooling/config.json", pooling),
+            ]);
             assert!(Pipeline::of(dir.path()).is_err(), "{modules} {pooling}");
         }
         let dir = folder(&[("modules.json", MODULES)]);

@@ -97,9 +97,12 @@ pub(super) fn right_singular_vectors(
     dim: usize,
     oversample: usize,
     iterations: usize,
-    rng: &SeededRng,
+    rng: SeededRng,
 ) -> (Vec<f32>, Vec<f32>) {
-    let k = (dim + oversample).min(matrix.rows()).min(matrix.columns).max(1);
+    let k = (dim + oversample)
+        .min(matrix.rows())
+        .min(matrix.columns)
+        .max(1);
     let transposed = matrix.transposed();
     let mut signs = rng.stream("lsa");
     let start: Vec<f32> = (0..matrix.columns * k)
@@ -167,7 +170,11 @@ fn eigen(dense: &[f32], k: usize) -> (Vec<f64>, DMatrix<f64>) {
     let floor = order.first().map_or(0.0, |&at| found.eigenvalues[at]) * 1e-12;
     let values = order
         .iter()
-        .map(|&at| Some(found.eigenvalues[at]).filter(|&v| v > floor).unwrap_or(0.0))
+        .map(|&at| {
+            Some(found.eigenvalues[at])
+                .filter(|&v| v > floor)
+                .unwrap_or(0.0)
+        })
         .collect();
     let vectors = DMatrix::from_fn(k, k, |row, at| found.eigenvectors[(row, order[at])]);
     (values, vectors)
@@ -226,7 +233,7 @@ mod tests {
         });
         let exact = dense.clone().svd(false, true);
         let exact_right = exact.v_t.unwrap();
-        let (right, values) = right_singular_vectors(&sparse(&dense), 4, 8, 4, &SeededRng::new(1));
+        let (right, values) = right_singular_vectors(&sparse(&dense), 4, 8, 4, SeededRng::new(1));
         for at in 0..4 {
             let expected = exact.singular_values[at];
             assert!((f64::from(values[at]) / expected - 1.0).abs() < 1e-5);
@@ -240,7 +247,7 @@ mod tests {
     #[test]
     fn missing_rank_is_zero() {
         let dense = DMatrix::from_fn(6, 5, |r, c| ((r + 1) * (c + 1)) as f64);
-        let (right, values) = right_singular_vectors(&sparse(&dense), 3, 8, 2, &SeededRng::new(1));
+        let (right, values) = right_singular_vectors(&sparse(&dense), 3, 8, 2, SeededRng::new(1));
         assert!(values[0] > 1.0);
         assert!(values[1] < 1e-3 * values[0] && values[2] < 1e-3 * values[0]);
         assert_eq!(right.len(), 15);
