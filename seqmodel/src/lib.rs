@@ -4,20 +4,28 @@
 //! [`dense`] (models), [`loss`], [`train`] (one loop for all), [`generative`] and [`retrieve`] (history in, items out),
 //! [`evaluate`] and [`metrics`].
 
+pub mod baseline;
 pub mod data;
 pub mod dense;
 mod error;
+pub mod evaluate;
 pub mod generative;
 mod items;
 pub mod loss;
+pub mod metrics;
 pub mod nn;
 mod objectives;
+pub mod retrieve;
 pub mod rqt;
+pub mod runfile;
 pub mod tiger;
 pub mod train;
 
 pub use data::{Case, Histories, LeaveOneOut, Split};
 pub use error::{Error, Result};
+pub use evaluate::{EvalConfig, Evaluation, evaluate};
 pub use generative::{Generative, Generator};
 pub use items::ItemFeatures;
+pub use metrics::{Metrics, Ranks};
 pub use objectives::{RqtObjective, SasRecObjective, TigerObjective};
+pub use retrieve::{Query, Retriever, Scored};

@@ -100,6 +100,11 @@ impl SasRec {
         })
     }
 
+    /// The numbers it was made with.
+    pub fn config(&self) -> &SasRecConfig {
+        &self.config
+    }
+
     /// Padded histories of `seq` items each -> (batch * seq, dim).
     fn states(&self, ids: Vec<u32>, seq: usize, mode: Mode) -> Result<Tensor> {
         let dim = self.config.dim;

@@ -23,6 +23,11 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes[0] + tail
 }
 
+/// [`dot`] for callers outside a vectorised loop.
+pub(crate) fn inner_product(a: &[f32], b: &[f32]) -> f32 {
+    pulp::Arch::new().dispatch(|| dot(a, b))
+}
+
 /// `y += a * x`.
 #[inline(always)]
 pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {

@@ -69,7 +69,8 @@ impl Rqt {
                 None
             },
             items: if config.item_embedding {
-                Some(vb.get_with_hints((features.len(), dim), "items", small)?)
+                // From zero: an item that never occurs in training adds nothing, and is carried by its codes and content.
+                Some(vb.get_with_hints((features.len(), dim), "items", Init::Const(0.0))?)
             } else {
                 None
             },

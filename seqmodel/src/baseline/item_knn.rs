@@ -1,0 +1,113 @@
+//! Item-to-item neighbours by co-occurrence.
+//!
+//! Paper: Sarwar et al. 2001, Item-based collaborative filtering; cosine with shrinkage: users of both over
+//! `sqrt(users of a * users of b) + shrink`, the `k` nearest of each item, summed over the history.
+
+use crate::Result;
+use crate::retrieve::{Query, Retriever, Scored, top_k};
+use rayon::prelude::*;
+use rqvae::ItemIdx;
+use std::sync::Arc;
+
+/// Neighbours of every item.
+pub struct ItemKnn {
+    neighbours: Vec<Vec<Scored>>,
+    tie_hash: Arc<[u64]>,
+}
+
+impl ItemKnn {
+    /// Fits on the users' `histories` with 200 neighbours and a shrinkage of 10.
+    pub fn fit(histories: &[&[ItemIdx]], tie_hash: &[u64]) -> Self {
+        Self::fit_with(histories, tie_hash, 200, 10.0)
+    }
+
+    /// As [`ItemKnn::fit`] with other numbers.
+    pub fn fit_with(histories: &[&[ItemIdx]], tie_hash: &[u64], k: usize, shrink: f32) -> Self {
+        let items = tie_hash.len();
+        let mut users = vec![Vec::new(); items];
+        for (user, history) in histories.iter().enumerate() {
+            for item in *history {
+                if users[item.0 as usize].last() != Some(&(user as u32)) {
+                    users[item.0 as usize].push(user as u32);
+                }
+            }
+        }
+        let sizes: Vec<f32> = users.iter().map(|u: &Vec<u32>| u.len() as f32).collect();
+        let neighbours = (0..items)
+            .into_par_iter()
+            .map_init(
+                || (vec![f32::NEG_INFINITY; items], Vec::new()),
+                |(scores, touched), item| {
+                    for user in &users[item] {
+                        for other in histories[*user as usize] {
+                            let score = &mut scores[other.0 as usize];
+                            if score.is_finite() {
+                                *score += 1.0;
+                            } else {
+                                *score = 1.0;
+                                touched.push(*other);
+                            }
+                        }
+                    }
+                    for other in touched.iter() {
+                        let at = other.0 as usize;
+                        scores[at] /= (sizes[item] * sizes[at]).sqrt() + shrink;
+                    }
+                    scores[item] = f32::NEG_INFINITY;
+                    let order = |a: &ItemIdx, b: &ItemIdx| {
+                        let (a, b) = (a.0 as usize, b.0 as usize);
+                        scores[b].total_cmp(&scores[a]).then(tie_hash[a].cmp(&tie_hash[b]))
+                    };
+                    touched.sort_unstable_by(order);
+                    let near = touched.iter().filter(|o| o.0 as usize != item).take(k);
+                    let near = near.map(|o| Scored { item: *o, score: scores[o.0 as usize] }).collect();
+                    for other in touched.drain(..) {
+                        scores[other.0 as usize] = f32::NEG_INFINITY;
+                    }
+                    near
+                },
+            )
+            .collect();
+        Self { neighbours, tie_hash: Arc::from(tie_hash) }
+    }
+}
+
+impl Retriever for ItemKnn {
+    fn name(&self) -> &'static str {
+        "itemknn"
+    }
+
+    fn retrieve(&self, queries: &[Query], k: usize) -> Result<Vec<Vec<Scored>>> {
+        let list = |query: &Query| {
+            let mut scores = vec![0.0; self.neighbours.len()];
+            for near in query.history.iter().flat_map(|item| &self.neighbours[item.0 as usize]) {
+                scores[near.item.0 as usize] += near.score;
+            }
+            for item in query.exclude {
+                scores[item.0 as usize] = f32::NEG_INFINITY;
+            }
+            top_k(&scores, k, &self.tie_hash)
+        };
+        Ok(queries.par_iter().map(list).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_by_hand() {
+        let items = |ids: &[u32]| ids.iter().map(|i| ItemIdx(*i)).collect::<Vec<_>>();
+        let histories = [items(&[0, 1]), items(&[0, 1, 2]), items(&[2, 3])];
+        let views: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+        let knn = ItemKnn::fit_with(&views, &[0, 1, 2, 3], 2, 0.0);
+        let near = &knn.neighbours[0];
+        assert_eq!((near[0].item, near[0].score), (ItemIdx(1), 1.0));
+        assert_eq!((near[1].item, near[1].score), (ItemIdx(2), 0.5));
+        let query = Query { history: &histories[0], exclude: &histories[0] };
+        let list = knn.retrieve(&[query], 10).unwrap();
+        assert_eq!(list[0][0].item, ItemIdx(2));
+        assert!(list[0].iter().all(|s| !histories[0].contains(&s.item)));
+    }
+}
