@@ -1,1 +1,4 @@
-//! tools
+//! The jobs behind the `sidrec` binary.
+
+pub mod error;
+pub mod table;

@@ -36,9 +36,7 @@ impl Cell {
             Value::String(s) => Self::Text(s),
             Value::Array(values) => {
                 if values.iter().any(|v| v.is_f64()) && values.iter().all(Value::is_number) {
-                    let numbers = values
-                        .iter()
-                        .map(|v| v.as_f64().unwrap_or(f64::NAN) as f32);
+                    let numbers = values.iter().map(|v| v.as_f64().unwrap_or(f64::NAN) as f32);
                     Self::Numbers(numbers.collect())
                 } else {
                     Self::List(values.into_iter().map(Self::from_json).collect())

@@ -182,17 +182,18 @@ pub fn read_interactions(
     let mut rejects = Rejects::new(path, options.rejects_to.as_deref());
     let mut gather = Gather::new(keys);
     let wanted = ["user_id", "item_id", "position", "timestamp"];
-    let rows = source::scan(path, &wanted, &mut |record| {
-        match record.cells.and_then(|cells| parse(&cells)) {
-            Ok((user, item, order, time)) => {
-                if let Some(item) = gather.item(item) {
-                    let user = gather.user(user);
-                    gather.events[user].push(Event { item, order, time });
-                }
-                Ok(())
+    let rows = source::scan(path, &wanted, &mut |record| match record
+        .cells
+        .and_then(|cells| parse(&cells))
+    {
+        Ok((user, item, order, time)) => {
+            if let Some(item) = gather.item(item) {
+                let user = gather.user(user);
+                gather.events[user].push(Event { item, order, time });
             }
-            Err(reason) => rejects.push(record.line, record.weight, &reason),
+            Ok(())
         }
+        Err(reason) => rejects.push(record.line, record.weight, &reason),
     })?;
     let rejected = rejects.finish(rows, options.max_reject_fraction)?;
     gather.finish(path, options, has_time, rejected)
@@ -272,7 +273,12 @@ mod tests {
 
     type Read = fn(&Path, &ItemKeys, &ReadOptions) -> anyhow::Result<Interactions>;
 
-    fn read(with: Read, name: &str, text: &str, options: &ReadOptions) -> anyhow::Result<Interactions> {
+    fn read(
+        with: Read,
+        name: &str,
+        text: &str,
+        options: &ReadOptions,
+    ) -> anyhow::Result<Interactions> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -337,9 +343,14 @@ mod tests {
         let error = read(read_interactions, "i.csv", "user_id,item_id,time\n", &lax()).unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains("`timestamp` or `position`"), "{error}");
-        let error = read(read_interactions, "i.csv", "user,item_id,timestamp\n", &lax())
-            .unwrap_err()
-            .to_string();
+        let error = read(
+            read_interactions,
+            "i.csv",
+            "user,item_id,timestamp\n",
+            &lax(),
+        )
+        .unwrap_err()
+        .to_string();
         assert!(error.contains("no column `user_id`"), "{error}");
     }
 
@@ -367,6 +378,9 @@ mod tests {
         let got = read(read_histories, "h.csv", text, &ReadOptions::default()).unwrap();
         assert_eq!((items(&got, 0), items(&got, 1)), (vec![3, 0], vec![1]));
         let text = "user_id,item_id,position\nu,a,0\n";
-        assert_eq!(read(read_histories, "h.csv", text, &lax()).unwrap().count, 1);
+        assert_eq!(
+            read(read_histories, "h.csv", text, &lax()).unwrap().count,
+            1
+        );
     }
 }

@@ -166,9 +166,7 @@ pub fn read_items(path: &Path, options: &ReadOptions) -> anyhow::Result<Items> {
     let mut duplicates = 0;
     let mut conflicts: Vec<String> = Vec::new();
     let count = source::scan(path, &wanted, &mut |record| {
-        let parsed = record
-            .cells
-            .and_then(|cells| layout.row(&cells, dim));
+        let parsed = record.cells.and_then(|cells| layout.row(&cells, dim));
         let (key, row) = match parsed {
             Ok(parsed) => parsed,
             Err(reason) => return rejects.push(record.line, record.weight, &reason),
@@ -237,9 +235,10 @@ fn assemble(
         items.texts.push(row.text);
         items.titles.push(row.title);
         items.categories_top.push(row.category);
-        items.first_seen.push(row.first_seen.map(|t| {
-            if milliseconds { t.div_euclid(1000) } else { t }
-        }));
+        items.first_seen.push(
+            row.first_seen
+                .map(|t| if milliseconds { t.div_euclid(1000) } else { t }),
+        );
         data.extend(row.embedding.unwrap_or_default());
     }
     if let Some(dim) = dim {
@@ -342,7 +341,10 @@ mod tests {
         let error = read("items.csv", "item_id,title\n", &lax()).unwrap_err();
         assert!(error.to_string().contains("no items"), "{error}");
         let error = read("items.csv", "itemid,title\n1,a\n", &lax()).unwrap_err();
-        assert!(error.to_string().contains("did you mean `itemid`"), "{error}");
+        assert!(
+            error.to_string().contains("did you mean `itemid`"),
+            "{error}"
+        );
     }
 
     #[test]

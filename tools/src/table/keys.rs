@@ -129,6 +129,11 @@ mod tests {
 
     #[test]
     fn an_id_twice_is_refused() {
-        assert!(keys(&["a", "b", "a"]).unwrap_err().to_string().contains("`a`"));
+        assert!(
+            keys(&["a", "b", "a"])
+                .unwrap_err()
+                .to_string()
+                .contains("`a`")
+        );
     }
 }

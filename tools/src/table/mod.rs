@@ -9,6 +9,7 @@ mod interactions;
 mod items;
 mod keys;
 mod npy;
+mod open;
 mod parquet;
 mod rejects;
 mod sids;
@@ -85,11 +86,13 @@ pub fn find_in(dir: &Path, stem: &str) -> anyhow::Result<PathBuf> {
         .collect();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(input_missing(&dir.join(format!("{stem}.*"))).context(format!(
-            "no table `{stem}` in {}: expected one of {stem}.{{{}}}",
-            dir.display(),
-            ENDINGS.join(", ")
-        ))),
+        [] => Err(
+            input_missing(&dir.join(format!("{stem}.*"))).context(format!(
+                "no table `{stem}` in {}: expected one of {stem}.{{{}}}",
+                dir.display(),
+                ENDINGS.join(", ")
+            )),
+        ),
         several => Err(bad_data(format!(
             "several tables `{stem}` in {}: {}; keep one",
             dir.display(),

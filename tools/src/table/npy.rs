@@ -12,9 +12,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(usize, usize, Vec<f32>), String> {
     };
     let (length, rest) = match version {
         (1, [a, b, rest @ ..]) => (usize::from(u16::from_le_bytes([*a, *b])), rest),
-        (2 | 3, [a, b, c, d, rest @ ..]) => {
-            (u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest)
-        }
+        (2 | 3, [a, b, c, d, rest @ ..]) => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest),
         (1..=3, _) => return Err("truncated header".to_owned()),
         (other, _) => return Err(format!("format version {other}, expected 1 to 3")),
     };
@@ -178,7 +176,10 @@ mod tests {
 
     #[test]
     fn three_widths_are_read() {
-        let doubles: Vec<u8> = [1.5_f64, -2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let doubles: Vec<u8> = [1.5_f64, -2.0]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
         let read = parse(&file("<f8", "False", "(1, 2)", &doubles)).unwrap();
         assert_eq!(read, (1, 2, vec![1.5, -2.0]));
         let read = parse(&file("<f2", "False", "(2, 1)", &[0, 0x3c, 0, 0xc0])).unwrap();
@@ -197,7 +198,10 @@ mod tests {
             (file("<f4", "True", "(1, 1)", &one), "Fortran"),
             (file("<f4", "False", "(1,)", &one), "1 dimensions"),
             (file("<f4", "False", "(1, 2)", &one), "truncated"),
-            (file("<f4", "False", "(99999999999, 99999999999)", &one), "absurd"),
+            (
+                file("<f4", "False", "(99999999999, 99999999999)", &one),
+                "absurd",
+            ),
             (file("<f4", "False", "(-1, 1)", &one), "shape"),
             (b"PK\x03\x04".to_vec(), "not a NumPy"),
             (b"\x93NUMPY\x09\x00ab".to_vec(), "version 9"),

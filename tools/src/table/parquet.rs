@@ -4,20 +4,21 @@
 //! the file.
 
 use super::cell::Cell;
-use super::source::{Record, Sink, read_error};
+use super::open::read_error;
+use super::source::{Record, Sink};
 use crate::error::{bad_data, input_missing};
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch,
-    StringArray, UInt64Array,
-};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, TimeUnit};
 use ::parquet::arrow::ArrowWriter;
 use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::file::metadata::KeyValue;
 use ::parquet::file::properties::WriterProperties;
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch,
+    StringArray, UInt64Array,
+};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, TimeUnit};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -68,7 +69,12 @@ pub(super) fn scan(path: &Path, wanted: &[&str], sink: &mut Sink) -> anyhow::Res
             row += 1;
             let cells = columns
                 .iter_mut()
-                .map(|column| column.as_mut().and_then(Iterator::next).unwrap_or(Cell::Null))
+                .map(|column| {
+                    column
+                        .as_mut()
+                        .and_then(Iterator::next)
+                        .unwrap_or(Cell::Null)
+                })
                 .collect();
             sink(Record {
                 line: row,
@@ -256,7 +262,10 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let columns: Vec<(&str, ArrayRef)> = vec![
-            ("id", Arc::new(Int64Array::from(vec![Some(9_007_199_254_740_993), None]))),
+            (
+                "id",
+                Arc::new(Int64Array::from(vec![Some(9_007_199_254_740_993), None])),
+            ),
             ("name", Arc::new(StringArray::from(vec![Some("007"), None]))),
             ("big", Arc::new(UInt64Array::from(vec![u64::MAX, 1]))),
             ("day", Arc::new(Date32Array::from(vec![1, 2]))),
@@ -273,10 +282,15 @@ mod tests {
             ),
             (
                 "embedding",
-                Arc::new(FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(
-                    vec![Some(vec![Some(0.5), Some(1.0)]), Some(vec![Some(2.0), None])],
-                    2,
-                )),
+                Arc::new(
+                    FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(
+                        vec![
+                            Some(vec![Some(0.5), Some(1.0)]),
+                            Some(vec![Some(2.0), None]),
+                        ],
+                        2,
+                    ),
+                ),
             ),
         ];
         let batch = RecordBatch::try_from_iter_with_nullable(
@@ -301,7 +315,16 @@ mod tests {
 
     #[test]
     fn typed_columns_become_cells() {
-        let wanted = ["name", "id", "big", "day", "at", "history", "embedding", "none"];
+        let wanted = [
+            "name",
+            "id",
+            "big",
+            "day",
+            "at",
+            "history",
+            "embedding",
+            "none",
+        ];
         let rows = read(&sample(), &wanted).unwrap();
         let text = |s: &str| Cell::Text(s.to_owned());
         assert_eq!(

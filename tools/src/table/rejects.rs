@@ -101,6 +101,9 @@ mod tests {
         let text = std::fs::read_to_string(&to).unwrap();
         assert_eq!(text.lines().count(), 2);
         let row: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-        assert_eq!(row, json!({"file": "items.csv", "line": 7, "reason": "no \"id\""}));
+        assert_eq!(
+            row,
+            json!({"file": "items.csv", "line": 7, "reason": "no \"id\""})
+        );
     }
 }

@@ -7,7 +7,10 @@
 use super::vectors::id_column;
 use super::{ItemKeys, missing_column, parquet, source};
 use crate::error::{bad_data, cannot_create};
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array,
+    UInt32Array,
+};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, UInt16Type, UInt32Type};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable};

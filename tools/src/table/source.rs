@@ -4,17 +4,14 @@
 //! inflated data of at most 1,000 times the file. What is wrong with one row comes back as that row's reason.
 
 use super::cell::Cell;
+use super::open::{Format, Guard, MAX_LINE_BYTES, Packing, open, read_error, recognize};
 use super::parquet;
-use crate::error::{bad_data, input_missing};
+use crate::error::bad_data;
 use anyhow::Context;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-const MAX_LINE_BYTES: u64 = 8 << 20;
 const MAX_RECORD_LINES: u64 = 1000;
-const INFLATED_FLOOR_BYTES: u64 = 64 << 20;
-const MAX_INFLATION: u64 = 1000;
 /// JSON rows whose fields make up the columns of a table.
 const PEEKED_ROWS: usize = 1000;
 
@@ -30,20 +27,6 @@ pub(super) struct Record {
 
 /// What takes the rows of a table.
 pub(super) type Sink<'a> = dyn FnMut(Record) -> anyhow::Result<()> + 'a;
-
-#[derive(Clone, Copy, PartialEq)]
-enum Format {
-    Jsonl,
-    Csv(u8),
-    Parquet,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Packing {
-    None,
-    Gzip,
-    Zstd,
-}
 
 /// The columns of a table: header, schema, or the fields of its first JSON rows.
 ///
@@ -79,103 +62,13 @@ pub(super) fn scan(path: &Path, wanted: &[&str], sink: &mut Sink) -> anyhow::Res
     Ok(rows)
 }
 
-fn recognize(path: &Path) -> anyhow::Result<(Format, Packing)> {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().to_lowercase())
-        .unwrap_or_default();
-    let (stem, packing) = if let Some(stem) = name.strip_suffix(".gz") {
-        (stem, Packing::Gzip)
-    } else if let Some(stem) = name.strip_suffix(".zst") {
-        (stem, Packing::Zstd)
-    } else {
-        (name.as_str(), Packing::None)
-    };
-    let format = match stem.rsplit('.').next().unwrap_or_default() {
-        "jsonl" | "ndjson" => Format::Jsonl,
-        "csv" => Format::Csv(b','),
-        "tsv" => Format::Csv(b'\t'),
-        "parquet" if packing == Packing::None => Format::Parquet,
-        _ => {
-            return Err(bad_data(format!(
-                "{}: unknown kind of table; expected .jsonl, .csv or .tsv (also .gz, .zst) or .parquet",
-                path.display()
-            )));
-        }
-    };
-    match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => Err(bad_data(format!(
-            "{}: is a directory, expected a file",
-            path.display()
-        ))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(input_missing(path)),
-        _ => Ok((format, packing)),
-    }
-}
-
-/// What reading went wrong with: the file's content, or the machine.
-pub(super) fn read_error(path: &Path, error: std::io::Error) -> anyhow::Error {
-    if error.raw_os_error().is_some() {
-        anyhow::Error::new(error).context(format!("cannot read {}", path.display()))
-    } else {
-        bad_data(format!("{}: {error}", path.display()))
-    }
-}
-
-fn open(path: &Path, packing: Packing) -> anyhow::Result<Guard> {
-    let file = File::open(path).map_err(|e| read_error(path, e))?;
-    let size = file.metadata().map_err(|e| read_error(path, e))?.len();
-    let file = BufReader::new(file);
-    let (inner, limit): (Box<dyn Read>, u64) = match packing {
-        Packing::None => (Box::new(file), u64::MAX),
-        Packing::Gzip => (Box::new(flate2::bufread::MultiGzDecoder::new(file)), size),
-        Packing::Zstd => {
-            let decoder = zstd::Decoder::with_buffer(file).map_err(|e| read_error(path, e))?;
-            (Box::new(decoder), size)
-        }
-    };
-    Ok(Guard {
-        inner,
-        left: limit
-            .saturating_mul(MAX_INFLATION)
-            .max(INFLATED_FLOOR_BYTES),
-        line: 0,
-        max_line: u64::MAX,
-    })
-}
-
-/// A reader that refuses endless lines and decompression bombs.
-struct Guard {
-    inner: Box<dyn Read>,
-    left: u64,
-    line: u64,
-    max_line: u64,
-}
-
-impl Read for Guard {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        let refused = |what: &str| Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
-        match self.left.checked_sub(n as u64) {
-            Some(left) => self.left = left,
-            None => return refused("inflates to more than 1000 times its size"),
-        }
-        self.line = match buf[..n].iter().rposition(|&b| b == b'\n') {
-            Some(at) => (n - at - 1) as u64,
-            None => self.line + n as u64,
-        };
-        if self.line > self.max_line {
-            return refused("a line is longer than 8 MB");
-        }
-        Ok(n)
-    }
-}
-
 fn csv_reader(path: &Path, delimiter: u8, packing: Packing) -> anyhow::Result<csv::Reader<Guard>> {
     let mut guard = open(path, packing)?;
     guard.max_line = MAX_LINE_BYTES;
     Ok(csv::ReaderBuilder::new()
         .delimiter(delimiter)
+        // CRLF is handled where fields are cut: the reader's own handling loses count of the lines.
+        .terminator(csv::Terminator::Any(b'\n'))
         .flexible(true)
         .from_reader(guard))
 }
@@ -223,6 +116,9 @@ fn scan_csv(
         .read_byte_record(&mut row)
         .map_err(|e| csv_error(path, e))?
     {
+        if matches!(row.as_slice(), b"" | b"\r") && row.len() <= 1 {
+            continue;
+        }
         let line = row.position().map_or(0, csv::Position::line);
         let lines = reader.position().line().saturating_sub(line).max(1);
         let cells = csv_cells(&row, names.len(), lines, &places);
@@ -253,9 +149,13 @@ fn csv_cells(
     if row.as_slice().contains(&0) {
         return Err("holds a NUL byte".to_owned());
     }
+    let field = |at: usize| {
+        let last = row[at].strip_suffix(b"\r").filter(|_| at + 1 == columns);
+        last.unwrap_or(&row[at])
+    };
     places
         .iter()
-        .map(|place| match place.map(|at| &row[at]) {
+        .map(|place| match place.map(field) {
             None | Some([]) => Ok(Cell::Null),
             Some(bytes) => std::str::from_utf8(bytes)
                 .map(|text| Cell::Text(text.to_owned()))
@@ -399,7 +299,7 @@ mod tests {
 
     #[test]
     fn csv_knows_bom_crlf_quotes_and_ragged_rows() {
-        let bytes = b"\xef\xbb\xbfa,b\r\n1,\"x,\n\"\"y\"\"\"\r\n2\r\n3,\xff\r\n4,\0\r\n5,\r\n";
+        let bytes = b"\xef\xbb\xbfa,b\r\n1,\"x,\n\"\"y\"\"\"\r\n2\r\n3,\xff\r\n4,\0\r\n\r\n5,\r\n";
         let (n, rows) = read("t.csv", bytes, &["b", "a", "c"]).unwrap();
         assert_eq!(n, 5);
         assert_eq!(
@@ -407,6 +307,7 @@ mod tests {
             (2, Ok(vec![text("x,\n\"y\""), text("1"), Cell::Null]))
         );
         assert_eq!(rows[1].0, 4);
+        assert_eq!(rows[4].0, 8);
         assert!(rows[1].1.as_ref().unwrap_err().contains("1 fields"));
         assert!(rows[2].1.as_ref().unwrap_err().contains("UTF-8"));
         assert!(rows[3].1.as_ref().unwrap_err().contains("NUL"));

@@ -63,15 +63,14 @@ fn iso_seconds(text: &str) -> Option<i64> {
     let Some(clock) = rest.strip_prefix(['T', 't', ' ']) else {
         return rest.is_empty().then_some(midnight);
     };
-    let at = clock
-        .find(['Z', 'z', '+', '-'])
-        .unwrap_or(clock.len());
+    let at = clock.find(['Z', 'z', '+', '-']).unwrap_or(clock.len());
     let (clock, zone) = clock.split_at(at);
     let clock = clock.trim_end();
     let clock = match clock.split_once('.') {
-        Some((whole, fraction)) if !fraction.is_empty() => {
-            fraction.bytes().all(|b| b.is_ascii_digit()).then_some(whole)?
-        }
+        Some((whole, fraction)) if !fraction.is_empty() => fraction
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then_some(whole)?,
         Some(_) => return None,
         None => clock,
     };
@@ -157,12 +156,25 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for bad in [
-            "", "soon", "2014-02-30", "2014-13-01", "2014-7-23", "2014-07-23T", "2014-07-23T25:00",
-            "inf", "1e300", "2014-07-23T10:00:00.x", "23é4-07-23",
+            "",
+            "soon",
+            "2014-02-30",
+            "2014-13-01",
+            "2014-7-23",
+            "2014-07-23T",
+            "2014-07-23T25:00",
+            "inf",
+            "1e300",
+            "2014-07-23T10:00:00.x",
+            "23é4-07-23",
         ] {
             assert!(text(bad).is_err(), "{bad}");
         }
-        assert!(instant(&Cell::Null, "timestamp").unwrap_err().contains("missing"));
+        assert!(
+            instant(&Cell::Null, "timestamp")
+                .unwrap_err()
+                .contains("missing")
+        );
     }
 
     #[test]
@@ -170,6 +182,9 @@ mod tests {
         assert_eq!(in_milliseconds([1, 1_406_073_600].into_iter()), Ok(false));
         assert_eq!(in_milliseconds([1_406_073_600_000].into_iter()), Ok(true));
         let text = in_milliseconds([1_406_073_600, 1_406_073_600_000].into_iter()).unwrap_err();
-        assert!(text.contains("1406073600 ") && text.contains("1406073600000"), "{text}");
+        assert!(
+            text.contains("1406073600 ") && text.contains("1406073600000"),
+            "{text}"
+        );
     }
 }

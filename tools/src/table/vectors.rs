@@ -4,11 +4,13 @@
 //! more items than the catalogue. NumPy files, and safetensors files without ids, are in catalogue order.
 
 use super::cell::Cell;
+use super::open::read_error;
 use super::rejects::SHOWN;
-use super::source::read_error;
 use super::{ItemKeys, missing_column, npy, parquet, source};
 use crate::error::{bad_data, cannot_create, input_missing};
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{
+    ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray,
+};
 use arrow::datatypes::{DataType, Field};
 use rqvae::{ItemIdx, Vectors};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -58,7 +60,9 @@ pub fn write_vectors(path: &Path, vectors: &Vectors, keys: &ItemKeys) -> anyhow:
 }
 
 fn ending(path: &Path) -> &str {
-    path.extension().and_then(|e| e.to_str()).unwrap_or_default()
+    path.extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default()
 }
 
 fn unknown_ending(path: &Path) -> anyhow::Error {
@@ -192,10 +196,9 @@ fn from_parquet(path: &Path, keys: &ItemKeys) -> anyhow::Result<Vectors> {
                 .map_err(|reason| format!("item `{key}`: {reason}"))?;
             join.put(&key, &vector)
         };
-        record
-            .cells
-            .and_then(put)
-            .map_err(|reason| bad_data(format!("{}: row {}: {reason}", path.display(), record.line)))
+        record.cells.and_then(put).map_err(|reason| {
+            bad_data(format!("{}: row {}: {reason}", path.display(), record.line))
+        })
     })?;
     join.finish()
 }
