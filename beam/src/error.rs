@@ -1,49 +1,64 @@
 //! What can go wrong on this floor.
 
-use std::path::PathBuf;
+use std::fmt::Display;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Any error of a scorer.
+/// Whatever a model's scorer fails with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Errors name who is to blame.
+/// Errors say who is to blame.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The search was asked for something impossible.
-    #[error("search: {what}: got {got}, expected {expected}")]
+    /// A configuration value is out of range.
+    #[error("config field `{field}`: got {got}, expected {expected}")]
     InvalidConfig {
-        /// The field.
-        what: &'static str,
+        /// Name of the field.
+        field: &'static str,
         /// What it held.
         got: String,
         /// What it may hold.
         expected: String,
     },
-    /// A scorer returned something other than one row of scores per beam.
-    #[error("scorer at level {level}: {got} scores, expected {expected}")]
-    Scores {
-        /// Level that was scored.
-        level: usize,
-        /// Rows times codes.
+    /// Arguments do not belong together.
+    #[error("{what}: expected {expected}, got {got}")]
+    ShapeMismatch {
+        /// What has the wrong size.
+        what: &'static str,
+        /// The size that fits.
         expected: String,
-        /// What came.
+        /// The size that came.
         got: String,
     },
     /// The model failed.
-    #[error("scoring failed: {0}")]
-    Scorer(#[source] BoxError),
-    /// An index file cannot be used.
-    #[error("{}: {reason}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
+    #[error("the scorer failed at level {level}: {source}")]
+    Scorer {
+        /// Level that was asked for.
+        level: usize,
+        /// What the model says.
+        source: BoxError,
     },
-    /// The floor below.
+    /// IDs and files.
     #[error(transparent)]
     Rqvae(#[from] rqvae::Error),
+}
+
+impl Error {
+    pub(crate) fn config(field: &'static str, got: impl Display, expected: impl Display) -> Self {
+        Self::InvalidConfig {
+            field,
+            got: got.to_string(),
+            expected: expected.to_string(),
+        }
+    }
+
+    pub(crate) fn shape(what: &'static str, expected: impl Display, got: impl Display) -> Self {
+        Self::ShapeMismatch {
+            what,
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
+    }
 }

@@ -1,8 +1,31 @@
 //! The set of valid semantic IDs as a trie, and search over it.
 //!
-//! [`Trie`] holds every ID of a catalogue in level arrays, [`LiveMask`] says which items may be returned, a
-//! [`StepScorer`] is the model as search sees it, and [`search`] walks children of live nodes only: an ID outside the
-//! catalogue cannot be produced. [`oracle`] scores every item without pruning and is what the search is tested against.
+//! Rooms: [`Trie`] (which IDs exist, and which of them a request may see: [`LiveMask`]), [`StepScorer`] (the model as
+//! search sees it), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`] is
+//! the reference) and [`oracle`] (no pruning: slow and obviously right).
+//!
+//! ```
+//! use beam::{BeamConfig, CpuKernel, LiveMask, PrefixScorer, Trie, search};
+//! use rqvae::{ItemIdx, SidSpec, SidTable};
+//!
+//! let spec = SidSpec { codebook_sizes: vec![2, 3], suffix_size: None };
+//! let table = SidTable::new(spec, vec![0, 0, 0, 2, 1, 1])?;
+//! let trie = Trie::build(&table)?;
+//!
+//! // Every code is equally likely, but the first code 1 is twice as likely as 0.
+//! let mut scorer = PrefixScorer::new(trie.spec(), |_request, prefix, log_probs: &mut [f32]| {
+//!     log_probs.fill((1.0 / log_probs.len() as f32).ln());
+//!     if prefix.is_empty() {
+//!         log_probs.copy_from_slice(&[(1f32 / 3.0).ln(), (2f32 / 3.0).ln()]);
+//!     }
+//! });
+//! let live = LiveMask::all(&trie).without(&trie, &[ItemIdx(1)]);
+//! let config = BeamConfig::uniform(10, trie.levels(), 10);
+//! let found = search(&CpuKernel::new(&trie), &mut scorer, &config, 1, &[live])?;
+//! let items: Vec<_> = found[0].iter().map(|h| (h.item, h.sid.to_string())).collect();
+//! assert_eq!(items, [(ItemIdx(2), "1,1".to_string()), (ItemIdx(0), "0,0".to_string())]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod error;
 mod kernel;
@@ -14,6 +37,7 @@ mod trie;
 
 pub use error::{BoxError, Error, Result};
 pub use kernel::{BeamKernel, CpuBeams, CpuKernel, Scores};
-pub use scorer::StepScorer;
+pub use order::CandidateKey;
+pub use scorer::{PrefixScorer, StepScorer};
 pub use search::{BeamConfig, Hypothesis, ScoreMode, search};
 pub use trie::{LiveMask, NodeId, Trie};

@@ -1,57 +1,74 @@
-//! Scores every live item, no pruning: slow and obviously right.
+//! Scores every item of a catalogue, without trie, masks or pruning: slow and obviously right.
 
-use crate::{Hypothesis, LiveMask, Result, Trie};
+use crate::order::log_sum;
+use crate::{Hypothesis, ScoreMode};
 use rqvae::{Code, ItemIdx, SidTable};
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
-/// The best `top_k` live items of `table` under `log_probs(level, prefix)`, the log-probabilities of the next codes.
+/// The best `top_k` items that `allowed` says yes to, by `score`, which fills log-probabilities after a prefix.
 ///
-/// Equal scores go by the order of search: rank of the prefix first, then the smaller code. Items of one ID keep the
-/// order of the trie's leaf.
+/// A search as wide as the catalogue gives the same list, order included. Items that share an ID come in the order of
+/// the table.
+///
+/// # Panics
+/// When `table` has more rows than it has codes for; a `SidTable` never has.
 pub fn exhaustive(
     table: &SidTable,
-    trie: &Trie,
-    live: &LiveMask,
+    allowed: impl Fn(ItemIdx) -> bool,
     top_k: usize,
-    mut log_probs: impl FnMut(usize, &[Code]) -> Vec<f32>,
-) -> Result<Vec<Hypothesis>> {
-    struct Path {
-        codes: Vec<Code>,
-        score: f32,
-    }
-    let levels = table.spec().len();
-    let mut ids: Vec<Vec<Code>> = (0..table.items() as u32)
-        .filter(|item| live.allows(ItemIdx(*item)))
-        .map(|item| table.codes(ItemIdx(item)).to_vec())
-        .collect();
-    ids.sort();
-    ids.dedup();
-    let mut paths = vec![Path { codes: Vec::new(), score: 0.0 }];
-    for level in 0..levels {
-        let mut next = Vec::new();
-        for (rank, path) in paths.iter().enumerate() {
-            let scores = log_probs(level, &path.codes);
-            let mut codes: Vec<Code> =
-                ids.iter().filter(|id| id[..level] == path.codes[..]).map(|id| id[level]).collect();
-            codes.dedup();
-            for code in codes {
-                let step = scores[usize::from(code)];
-                let score = path.score + step;
-                if step.is_finite() && score.is_finite() {
-                    let codes = path.codes.iter().copied().chain([code]).collect();
-                    next.push((rank, code, Path { codes, score }));
+    mode: ScoreMode,
+    mut score: impl FnMut(&[Code], &mut [f32]),
+) -> Vec<Hypothesis> {
+    let items = || (0..table.items() as u32).map(ItemIdx);
+    let mut found: Vec<(Vec<f32>, Hypothesis)> = Vec::new();
+    for item in items().filter(|item| allowed(*item)) {
+        let codes = table.codes(item);
+        // Score of each prefix, longest last, added up in the order of a search.
+        let mut sums = Vec::with_capacity(codes.len());
+        let mut sum = 0.0;
+        for (level, code) in codes.iter().enumerate() {
+            let prefix = &codes[..level];
+            let mut log_probs = vec![0.0; table.spec().codes_at(level) as usize];
+            score(prefix, &mut log_probs);
+            let norm = match mode {
+                ScoreMode::FullVocab => 0.0,
+                ScoreMode::ValidOnly => {
+                    let valid = items().filter(|other| table.codes(*other).starts_with(prefix));
+                    let valid: BTreeSet<Code> =
+                        valid.map(|other| table.codes(other)[level]).collect();
+                    log_sum(&log_probs, &valid.into_iter().collect::<Vec<_>>())
                 }
-            }
+            };
+            sum += log_probs[usize::from(*code)] - norm;
+            sums.push(sum);
         }
-        next.sort_by(|a, b| b.2.score.total_cmp(&a.2.score).then(a.0.cmp(&b.0)).then(a.1.cmp(&b.1)));
-        paths = next.into_iter().map(|(_, _, path)| path).collect();
+        if sums.iter().all(|sum| sum.is_finite()) {
+            found.push((
+                sums,
+                Hypothesis {
+                    sid: table.sid(item),
+                    item,
+                    log_prob: sum + 0.0,
+                },
+            ));
+        }
     }
-    let mut list = Vec::new();
-    for path in &paths {
-        let sid = rqvae::SemanticId::new(&path.codes)?;
-        let leaf = trie.find(&path.codes).map(|node| trie.items(node)).unwrap_or_default();
-        let items = leaf.iter().filter(|item| live.allows(**item));
-        list.extend(items.map(|item| Hypothesis { sid, item: *item, log_prob: path.score }));
-    }
-    list.truncate(top_k);
-    Ok(list)
+    found.sort_by(|(a, x), (b, y)| by_scores(a, b).then(x.sid.cmp(&y.sid)));
+    found.truncate(top_k);
+    found
+        .into_iter()
+        .map(|(_, hypothesis)| hypothesis)
+        .collect()
+}
+
+/// Higher score first; equal ones go by their parents, which are ordered by score, and so on up to the root.
+fn by_scores(a: &[f32], b: &[f32]) -> Ordering {
+    let level = |(a, b): (&f32, &f32)| b.partial_cmp(a).unwrap_or(Ordering::Equal);
+    a.iter()
+        .zip(b)
+        .rev()
+        .map(level)
+        .find(|order| order.is_ne())
+        .unwrap_or(Ordering::Equal)
 }

@@ -4,53 +4,87 @@ use crate::{BeamKernel, Error, LiveMask, Result, StepScorer};
 use rqvae::{ItemIdx, SemanticId};
 use serde::{Deserialize, Serialize};
 
-/// Over what a code's probability is normalised.
+/// What a score is normalised over. Lists are comparable within one definition only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScoreMode {
-    /// All codes of the level; a mask does not change a score.
+    /// All codes of the level: the model's own probability of the path.
     #[default]
     FullVocab,
-    /// The codes that lead to a live item.
+    /// The codes that continue the prefix to an ID of the catalogue. Masks have no say, so that a deny list does not
+    /// change the scores of what is left.
     ValidOnly,
 }
 
 /// How wide to search and how much to return.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BeamConfig {
-    /// Beams kept after each level.
+    /// Beams kept after each level: (levels,).
     pub widths: Vec<usize>,
-    /// Items returned.
+    /// Longest list; no more than the last width.
     pub top_k: usize,
-    /// Meaning of a score.
+    /// What scores mean.
+    #[serde(default)]
     pub score: ScoreMode,
 }
 
 impl BeamConfig {
-    /// The same width at every level.
+    /// The same `width` at all `levels`.
     pub fn uniform(width: usize, levels: usize, top_k: usize) -> Self {
-        Self { widths: vec![width; levels], top_k, score: ScoreMode::FullVocab }
+        Self {
+            widths: vec![width; levels],
+            top_k,
+            score: ScoreMode::default(),
+        }
+    }
+
+    /// Refuses what makes no sense for IDs of `levels` codes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] naming the field.
+    pub fn validate(&self, levels: usize) -> Result<()> {
+        let widths = || format!("{:?}", self.widths);
+        if self.widths.len() != levels {
+            return Err(Error::config(
+                "widths",
+                widths(),
+                format!("one per level, {levels}"),
+            ));
+        }
+        if self.widths.contains(&0) {
+            return Err(Error::config("widths", widths(), "at least 1 everywhere"));
+        }
+        let last = self.widths.last().copied().unwrap_or(0);
+        if self.top_k == 0 || self.top_k > last {
+            return Err(Error::config(
+                "top_k",
+                self.top_k,
+                format!("1 to the last width, {last}"),
+            ));
+        }
+        Ok(())
     }
 }
 
-/// A finished beam.
+/// A finished beam and one item behind it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hypothesis {
-    /// Its path.
+    /// The ID.
     pub sid: SemanticId,
-    /// The item at its end.
+    /// Who has it.
     pub item: ItemIdx,
-    /// Sum of the codes' natural-log probabilities.
+    /// Sum of the log-probabilities of its codes.
     pub log_prob: f32,
 }
 
-/// Best items of `batch` requests, `live[request]` saying which items may be returned.
+/// The best items of `batch` requests, best first; the mask of each request says what may be returned.
 ///
-/// Fewer live items than `top_k` give a short list. With widths of at least the number of IDs the result is that of
-/// [`crate::oracle::exhaustive`].
+/// Order: higher score, then the better parent, then the smaller code. A list is shorter than `top_k` when there are no
+/// more items to return, or when beams that were kept have no more children. No item is twice in a list.
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] when widths or masks do not fit; whatever the scorer fails with.
+/// The configuration or the masks do not fit the trie, or the scorer fails.
 pub fn search<K: BeamKernel>(
     kernel: &K,
     scorer: &mut impl StepScorer<K>,
@@ -58,24 +92,202 @@ pub fn search<K: BeamKernel>(
     batch: usize,
     live: &[LiveMask],
 ) -> Result<Vec<Vec<Hypothesis>>> {
-    if config.widths.len() != kernel.levels() || config.widths.contains(&0) {
-        return Err(Error::InvalidConfig {
-            what: "widths",
-            got: format!("{:?}", config.widths),
-            expected: format!("{} widths of at least 1", kernel.levels()),
-        });
-    }
-    if live.len() != batch {
-        return Err(Error::InvalidConfig {
-            what: "live masks",
-            got: live.len().to_string(),
-            expected: format!("{batch}, one per request"),
-        });
-    }
+    config.validate(kernel.levels())?;
     let mut beams = kernel.start(batch, live, config.score)?;
     for (level, width) in config.widths.iter().enumerate() {
-        let scores = scorer.score(level, &beams).map_err(Error::Scorer)?;
+        if kernel.is_exhausted(&beams) {
+            break;
+        }
+        let scores = scorer
+            .score(level, &beams)
+            .map_err(|source| Error::Scorer { level, source })?;
         kernel.step(&mut beams, &scores, *width)?;
     }
     kernel.finish(beams, config.top_k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::exhaustive;
+    use crate::trie::build_tests::table;
+    use crate::{CpuBeams, CpuKernel, PrefixScorer, Scores, Trie};
+    use proptest::prelude::*;
+    use rqvae::{Code, SidTable};
+    use std::collections::BTreeSet;
+
+    /// Made-up log-probabilities: few distinct values, so that ties abound, and some that are impossible.
+    fn made_up(seed: u64, prefix: &[Code], log_probs: &mut [f32]) {
+        let mut hash = prefix
+            .iter()
+            .fold(seed, |hash, code| mix(hash ^ (u64::from(*code) + 1)));
+        for log_prob in log_probs {
+            hash = mix(hash);
+            *log_prob = match hash % 16 {
+                0 => f32::NEG_INFINITY,
+                1 => f32::NAN,
+                2 => f32::INFINITY,
+                3 => 0.25,
+                value => -0.37 * (value % 4) as f32,
+            };
+        }
+    }
+
+    fn mix(x: u64) -> u64 {
+        let x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x ^ (x >> 29)
+    }
+
+    /// Beam search by lists and full sorts on the table itself; returns IDs and scores.
+    fn naive(
+        table: &SidTable,
+        allows: &dyn Fn(ItemIdx) -> bool,
+        config: &BeamConfig,
+        seed: u64,
+    ) -> Vec<(Vec<Code>, f32)> {
+        let all: Vec<ItemIdx> = (0..table.items() as u32).map(ItemIdx).collect();
+        let mut beams: Vec<(Vec<Code>, f32)> = vec![(Vec::new(), 0.0)];
+        for (level, width) in config.widths.iter().enumerate() {
+            let mut next = Vec::new();
+            for (prefix, score) in &beams {
+                let mut log_probs = vec![0.0; table.spec().codes_at(level) as usize];
+                made_up(seed, prefix, &mut log_probs);
+                let here = all
+                    .iter()
+                    .filter(|item| table.codes(**item).starts_with(prefix) && allows(**item));
+                let codes: BTreeSet<Code> = here.map(|item| table.codes(*item)[level]).collect();
+                for code in codes {
+                    let score = score + log_probs[usize::from(code)];
+                    if score.is_finite() {
+                        next.push(([prefix.as_slice(), &[code]].concat(), score));
+                    }
+                }
+            }
+            next.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap());
+            next.truncate(*width);
+            beams = next;
+        }
+        beams
+    }
+
+    struct Failing;
+
+    impl StepScorer<CpuKernel<'_>> for Failing {
+        fn score(
+            &mut self,
+            _: usize,
+            _: &CpuBeams,
+        ) -> std::result::Result<Scores, crate::BoxError> {
+            Err("no weights".into())
+        }
+    }
+
+    #[test]
+    fn a_failing_scorer_is_passed_on_and_bad_configs_are_named() {
+        let spec = rqvae::SidSpec {
+            codebook_sizes: vec![2, 2],
+            suffix_size: None,
+        };
+        let trie = Trie::build(&SidTable::new(spec, vec![0, 1]).unwrap()).unwrap();
+        let run = |config: &BeamConfig| {
+            search(
+                &CpuKernel::new(&trie),
+                &mut Failing,
+                config,
+                1,
+                &[LiveMask::all(&trie)],
+            )
+        };
+        let error = run(&BeamConfig::uniform(2, 2, 2)).unwrap_err().to_string();
+        assert_eq!(error, "the scorer failed at level 0: no weights");
+        for config in [
+            BeamConfig::uniform(2, 3, 2),
+            BeamConfig::uniform(0, 2, 1),
+            BeamConfig::uniform(2, 2, 3),
+            BeamConfig::uniform(2, 2, 0),
+        ] {
+            assert!(matches!(run(&config), Err(Error::InvalidConfig { .. })));
+        }
+    }
+
+    #[test]
+    fn no_requests_and_no_items_are_no_errors() {
+        let spec = rqvae::SidSpec {
+            codebook_sizes: vec![2, 2],
+            suffix_size: None,
+        };
+        let trie = Trie::build(&SidTable::new(spec, vec![]).unwrap()).unwrap();
+        let mut scorer = PrefixScorer::new(trie.spec(), |_, _: &[Code], _: &mut [f32]| {});
+        let kernel = CpuKernel::new(&trie);
+        let config = BeamConfig::uniform(4, 2, 4);
+        assert!(
+            search(&kernel, &mut scorer, &config, 0, &[])
+                .unwrap()
+                .is_empty()
+        );
+        let live = vec![LiveMask::all(&trie); 2];
+        assert_eq!(
+            search(&kernel, &mut scorer, &config, 2, &live).unwrap(),
+            vec![vec![], vec![]]
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        /// Invariants 2, 3 and 4, for a batch of requests with masks of their own.
+        #[test]
+        fn search_is_the_oracle_and_never_leaves_the_mask(
+            table in table(),
+            seeds in prop::collection::vec(any::<u64>(), 1..4),
+            live in prop::collection::vec(prop::bool::weighted(0.8), 160),
+            denied in prop::collection::vec(prop::collection::vec(0u32..60, 0..20), 4),
+            widths in prop::collection::vec(1usize..8, 5),
+            top_k in 1usize..20,
+            valid_only: bool,
+        ) {
+            let trie = Trie::build(&table).unwrap();
+            let kernel = CpuKernel::new(&trie);
+            let base = trie.live(|item| live[item.0 as usize]);
+            let masks: Vec<LiveMask> = seeds.iter().zip(&denied).map(|(_, denied)| {
+                base.without(&trie, &denied.iter().map(|item| ItemIdx(*item)).collect::<Vec<_>>())
+            }).collect();
+            let score = if valid_only { ScoreMode::ValidOnly } else { ScoreMode::FullVocab };
+            let mut scorer = PrefixScorer::new(trie.spec(), |request: usize, prefix: &[Code], log_probs: &mut [f32]| {
+                made_up(seeds[request], prefix, log_probs);
+            });
+            let all = table.items().max(1);
+
+            let wide = BeamConfig { widths: vec![all; trie.levels()], top_k: all, score };
+            let complete = search(&kernel, &mut scorer, &wide, seeds.len(), &masks).unwrap();
+            for ((found, seed), mask) in complete.iter().zip(&seeds).zip(&masks) {
+                let scored = |prefix: &[Code], log_probs: &mut [f32]| made_up(*seed, prefix, log_probs);
+                let expected = exhaustive(&table, |item| mask.allows(item), all, score, scored);
+                prop_assert_eq!(found, &expected);
+            }
+
+            let mut widths = widths[..trie.levels()].to_vec();
+            let last = widths.len() - 1;
+            widths[last] = widths[last].max(top_k);
+            let narrow = BeamConfig { widths, top_k, score };
+            let lists = search(&kernel, &mut scorer, &narrow, seeds.len(), &masks).unwrap();
+            for (at, list) in lists.iter().enumerate() {
+                prop_assert!(list.len() <= top_k);
+                let places: Vec<usize> = list.iter().map(|h| {
+                    complete[at].iter().position(|other| other == h).expect("allowed, with the oracle's score")
+                }).collect();
+                prop_assert!(places.windows(2).all(|pair| pair[0] < pair[1]));
+                if !valid_only {
+                    let mut expected = Vec::new();
+                    for (codes, score) in naive(&table, &|item| masks[at].allows(item), &narrow, seeds[at]) {
+                        let (_, leaf) = trie.find(&codes).unwrap();
+                        let items = trie.items(leaf).iter().filter(|item| masks[at].allows(**item));
+                        expected.extend(items.map(|item| (*item, score)));
+                    }
+                    expected.truncate(top_k);
+                    let found: Vec<_> = list.iter().map(|h| (h.item, h.log_prob)).collect();
+                    prop_assert_eq!(found, expected);
+                }
+            }
+        }
+    }
 }

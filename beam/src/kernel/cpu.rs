@@ -1,117 +1,176 @@
-//! The reference twin: plain loops, requests in parallel. What it does is what the operation means.
+//! The reference twin: plain loops, rayon over the requests.
+//!
+//! Candidates of a request are enumerated parent by parent and code by code and kept as [`CandidateKey`]s in a buffer
+//! of twice the width; whenever it is full it is cut to the best `width`, and from then on most candidates fail one
+//! comparison. The result is that of a full sort.
 
 use super::BeamKernel;
-use crate::order::{Candidate, keep_best};
+use crate::order::{CandidateKey, log_sum};
 use crate::{Error, Hypothesis, LiveMask, NodeId, Result, ScoreMode, Trie};
 use rayon::prelude::*;
 use rqvae::{Code, SemanticId};
+use std::ops::Range;
 
-/// Log-probabilities of one level: (rows, `width`) row-major.
-#[derive(Debug, Clone)]
+/// Candidates are cut at this many at the earliest.
+const BUFFER: usize = 256;
+
+/// Log-probabilities of the codes of one level.
+#[derive(Debug, Clone, Default)]
 pub struct Scores {
-    /// Codes of the level.
+    /// Number of codes of the level.
     pub width: usize,
-    /// `rows * width` values.
+    /// (rows, width), natural logs, rows as in [`CpuBeams`].
     pub data: Vec<f32>,
 }
 
-#[derive(Debug, Clone)]
-struct Row {
-    request: u32,
-    parent: u32,
-    node: NodeId,
-    score: f32,
-    sid: SemanticId,
-}
-
-/// The live beams of all requests: request after request, best first. Requests without a live beam have no row.
+/// Live beams of all requests, request by request, best first within a request.
 #[derive(Debug, Clone)]
 pub struct CpuBeams {
-    rows: Vec<Row>,
     level: usize,
-    live: Vec<LiveMask>,
     score: ScoreMode,
+    live: Vec<LiveMask>,
+    /// Rows of request r are `starts[r]..starts[r + 1]`.
+    starts: Vec<usize>,
+    rows: Vec<Beam>,
+    /// (rows, level).
+    codes: Vec<Code>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Beam {
+    request: usize,
+    parent: usize,
+    node: NodeId,
+    log_prob: f32,
 }
 
 impl CpuBeams {
-    /// Number of live beams of all requests.
+    /// Codes chosen so far; the next scores are of this level.
+    pub fn level(&self) -> usize {
+        self.level
+    }
+
+    /// Number of live beams of all requests. At level 0 there is one per request.
     pub fn rows(&self) -> usize {
         self.rows.len()
     }
 
-    /// Request of beam `row`.
+    /// Request of `row`; ascending.
     pub fn request(&self, row: usize) -> usize {
-        self.rows[row].request as usize
+        self.rows[row].request
     }
 
-    /// Row, in the beams before the last step, that beam `row` continues; 0 at the root.
-    pub fn parent(&self, row: usize) -> usize {
-        self.rows[row].parent as usize
+    /// Rows of `request`.
+    pub fn rows_of(&self, request: usize) -> Range<usize> {
+        self.starts[request]..self.starts[request + 1]
     }
 
-    /// Codes of beam `row` so far.
+    /// Path of `row`, one code per level so far: (level,).
     pub fn codes(&self, row: usize) -> &[Code] {
-        self.rows[row].sid.codes()
+        &self.codes[row * self.level..][..self.level]
     }
 
-    /// Trie node of beam `row`.
+    /// The row of the step before that `row` continues; at level 0 the row itself.
+    pub fn parent(&self, row: usize) -> usize {
+        self.rows[row].parent
+    }
+
+    /// Node of `row` in the trie.
     pub fn node(&self, row: usize) -> NodeId {
         self.rows[row].node
     }
+
+    /// Sum of the scores along the path of `row`.
+    pub fn log_prob(&self, row: usize) -> f32 {
+        self.rows[row].log_prob
+    }
 }
 
-/// Beams over one trie on the CPU.
+/// Beam search on the CPU.
 #[derive(Debug, Clone, Copy)]
-pub struct CpuKernel<'a> {
-    trie: &'a Trie,
+pub struct CpuKernel<'t> {
+    trie: &'t Trie,
 }
 
-impl<'a> CpuKernel<'a> {
-    /// Over `trie`.
-    pub fn new(trie: &'a Trie) -> Self {
+impl<'t> CpuKernel<'t> {
+    /// Search over `trie`.
+    pub fn new(trie: &'t Trie) -> Self {
         Self { trie }
     }
 
-    fn expand(&self, beams: &CpuBeams, scores: &Scores, rows: std::ops::Range<usize>, width: usize) -> Vec<Row> {
-        let mut candidates = Vec::new();
-        for at in rows {
-            let row = &beams.rows[at];
-            let live = &beams.live[row.request as usize];
-            let (codes, nodes) = self.trie.children(beams.level, row.node);
-            let row_scores = &scores.data[at * scores.width..][..scores.width];
-            let first = candidates.len();
-            for (code, node) in codes.iter().zip(nodes) {
-                let score = row_scores[usize::from(*code)];
-                // NaN and infinities count as impossible.
-                if score.is_finite() && live.is_live(self.trie, beams.level + 1, node) {
-                    candidates.push(Candidate { score, parent: at as u32, code: *code, node });
+    /// The best `width` children of the beams of `request`, best first, with their codes.
+    fn expand(
+        &self,
+        beams: &CpuBeams,
+        request: usize,
+        scores: &Scores,
+        width: usize,
+        keys: &mut Vec<CandidateKey>,
+    ) -> Vec<(Beam, Code)> {
+        let (level, rows) = (beams.level, beams.rows_of(request));
+        let live = &beams.live[request];
+        let full = BUFFER.max(width.saturating_mul(2));
+        let mut floor = CandidateKey::FLOOR;
+        keys.clear();
+        for (rank, beam) in beams.rows[rows.clone()].iter().enumerate() {
+            let log_probs = &scores.data[(rows.start + rank) * scores.width..][..scores.width];
+            let (codes, children) = self.trie.children(level, beam.node);
+            let norm = match beams.score {
+                ScoreMode::FullVocab => 0.0,
+                ScoreMode::ValidOnly => log_sum(log_probs, codes),
+            };
+            let siblings = live.siblings(level + 1, &children);
+            let first = rank * scores.width;
+            for (child, code) in children.zip(codes) {
+                let code = usize::from(*code);
+                let score = beam.log_prob + (log_probs[code] - norm);
+                // `step` has checked that the index fits.
+                let Some(key) = CandidateKey::new(score, (first + code) as u32) else {
+                    continue;
+                };
+                if key <= floor || !siblings.leads_on(child) {
+                    continue;
+                }
+                keys.push(key);
+                if keys.len() == full {
+                    floor = keep_best(keys, width);
                 }
             }
-            let new = &mut candidates[first..];
-            let shift = match beams.score {
-                ScoreMode::FullVocab => 0.0,
-                ScoreMode::ValidOnly => log_sum_exp(new),
-            };
-            new.iter_mut().for_each(|c| c.score = row.score + (c.score - shift));
         }
-        candidates.retain(|c| c.score.is_finite());
-        keep_best(&mut candidates, width);
-        candidates.iter().map(|c| self.child(beams, c)).collect()
-    }
-
-    fn child(&self, beams: &CpuBeams, candidate: &Candidate) -> Row {
-        let parent = &beams.rows[candidate.parent as usize];
-        let mut codes = [0; rqvae::MAX_CODES];
-        codes[..beams.level].copy_from_slice(parent.sid.codes());
-        codes[beams.level] = candidate.code;
-        let sid = SemanticId::new(&codes[..=beams.level]).expect("a trie has at most MAX_CODES levels");
-        Row { request: parent.request, parent: candidate.parent, node: candidate.node, score: candidate.score, sid }
+        keep_best(keys, width);
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+        let kept = |key: &CandidateKey| {
+            let (rank, code) = (
+                key.index() as usize / scores.width,
+                key.index() as usize % scores.width,
+            );
+            let parent = rows.start + rank;
+            let code = code as Code;
+            let node = self.trie.child(level, beams.rows[parent].node, code);
+            let node = node.expect("a candidate is a child of its parent");
+            (
+                Beam {
+                    request,
+                    parent,
+                    node,
+                    log_prob: key.score(),
+                },
+                code,
+            )
+        };
+        keys.iter().map(kept).collect()
     }
 }
 
-fn log_sum_exp(candidates: &[Candidate]) -> f32 {
-    let max = candidates.iter().map(|c| c.score).fold(f32::NEG_INFINITY, f32::max);
-    max + candidates.iter().map(|c| (c.score - max).exp()).sum::<f32>().ln()
+/// Cuts `keys` to the best `width`, in no order; the worst of them, or the floor when there are not that many.
+fn keep_best(keys: &mut Vec<CandidateKey>, width: usize) -> CandidateKey {
+    if keys.len() < width {
+        return CandidateKey::FLOOR;
+    }
+    let (_, worst, _) = keys.select_nth_unstable_by(width - 1, |a, b| b.cmp(a));
+    let worst = *worst;
+    keys.truncate(width);
+    worst
 }
 
 impl BeamKernel for CpuKernel<'_> {
@@ -123,45 +182,202 @@ impl BeamKernel for CpuKernel<'_> {
     }
 
     fn start(&self, batch: usize, live: &[LiveMask], score: ScoreMode) -> Result<CpuBeams> {
-        let root = |request| {
-            Ok(Row { request, parent: 0, node: Trie::ROOT, score: 0.0, sid: SemanticId::new(&[])? })
-        };
-        let rows = (0..batch as u32).map(root).collect::<Result<_>>()?;
-        Ok(CpuBeams { rows, level: 0, live: live.to_vec(), score })
+        if live.len() != batch {
+            return Err(Error::shape(
+                "live masks",
+                format!("one per request, {batch}"),
+                live.len(),
+            ));
+        }
+        live.iter().try_for_each(|mask| mask.check(self.trie))?;
+        Ok(CpuBeams {
+            level: 0,
+            score,
+            live: live.to_vec(),
+            starts: (0..=batch).collect(),
+            rows: (0..batch)
+                .map(|row| Beam {
+                    request: row,
+                    parent: row,
+                    node: 0,
+                    log_prob: 0.0,
+                })
+                .collect(),
+            codes: Vec::new(),
+        })
+    }
+
+    fn is_exhausted(&self, beams: &CpuBeams) -> bool {
+        beams.rows.is_empty()
     }
 
     fn step(&self, beams: &mut CpuBeams, scores: &Scores, width: usize) -> Result<()> {
-        let codes = self.trie.spec().codes_at(beams.level) as usize;
-        if scores.width != codes || scores.data.len() != beams.rows() * codes {
-            return Err(Error::Scores {
-                level: beams.level,
-                expected: format!("{} rows of {codes}", beams.rows()),
-                got: format!("{} in rows of {}", scores.data.len(), scores.width),
-            });
+        let level = beams.level;
+        if level >= self.levels() {
+            return Err(Error::shape("steps of a search", self.levels(), level + 1));
         }
-        let mut ranges = Vec::new();
-        let mut first = 0;
-        for group in beams.rows.chunk_by(|a, b| a.request == b.request) {
-            ranges.push(first..first + group.len());
-            first += group.len();
+        let codes_here = self.trie.spec().codes_at(level) as usize;
+        if scores.width != codes_here || scores.data.len() != beams.rows() * codes_here {
+            let expected = format!("({}, {codes_here})", beams.rows());
+            let got = format!("{} numbers in rows of {}", scores.data.len(), scores.width);
+            return Err(Error::shape("scores", expected, got));
         }
-        let rows: Vec<Vec<Row>> =
-            ranges.into_par_iter().map(|rows| self.expand(beams, scores, rows, width)).collect();
-        beams.rows = rows.into_iter().flatten().collect();
-        beams.level += 1;
+        let batch = beams.live.len();
+        let most = (0..batch)
+            .map(|request| beams.rows_of(request).len())
+            .max()
+            .unwrap_or(0);
+        if width == 0 || most as u64 * codes_here as u64 > 1 << 32 {
+            return Err(Error::config(
+                "widths",
+                width,
+                "at least 1, and 2^32 over the codes of the next level at most",
+            ));
+        }
+        let expand = |keys: &mut Vec<CandidateKey>, request| {
+            self.expand(beams, request, scores, width, keys)
+        };
+        // Waking a pool for one request costs more than the step.
+        let kept: Vec<Vec<(Beam, Code)>> = if batch == 1 {
+            vec![expand(&mut Vec::new(), 0)]
+        } else {
+            (0..batch)
+                .into_par_iter()
+                .map_init(Vec::new, expand)
+                .collect()
+        };
+        let total = kept.iter().map(Vec::len).sum();
+        let mut starts = Vec::with_capacity(batch + 1);
+        let mut rows = Vec::with_capacity(total);
+        let mut codes = Vec::with_capacity(total * (level + 1));
+        starts.push(0);
+        for (beam, code) in kept.iter().flat_map(|kept| {
+            starts.push(starts[starts.len() - 1] + kept.len());
+            kept
+        }) {
+            rows.push(*beam);
+            codes.extend_from_slice(beams.codes(beam.parent));
+            codes.push(*code);
+        }
+        (beams.starts, beams.rows, beams.codes, beams.level) = (starts, rows, codes, level + 1);
         Ok(())
     }
 
     fn finish(&self, beams: CpuBeams, top_k: usize) -> Result<Vec<Vec<Hypothesis>>> {
-        let mut lists: Vec<Vec<Hypothesis>> = vec![Vec::new(); beams.live.len()];
-        for row in &beams.rows {
-            let (list, live) = (&mut lists[row.request as usize], &beams.live[row.request as usize]);
-            for item in self.trie.items(row.node) {
-                if list.len() < top_k && live.allows(*item) {
-                    list.push(Hypothesis { sid: row.sid, item: *item, log_prob: row.score });
-                }
+        if !beams.rows.is_empty() && beams.level != self.levels() {
+            return Err(Error::shape(
+                "steps of a search",
+                self.levels(),
+                beams.level,
+            ));
+        }
+        let mut lists = Vec::with_capacity(beams.live.len());
+        for (request, live) in beams.live.iter().enumerate() {
+            let mut list = Vec::with_capacity(top_k.min(live.len()));
+            for row in beams.rows_of(request) {
+                let sid = SemanticId::new(beams.codes(row))?;
+                let items = self
+                    .trie
+                    .items(beams.node(row))
+                    .iter()
+                    .filter(|item| live.allows(**item));
+                let items = items.take(top_k - list.len());
+                list.extend(items.map(|item| Hypothesis {
+                    sid,
+                    item: *item,
+                    log_prob: beams.log_prob(row),
+                }));
             }
+            lists.push(list);
         }
         Ok(lists)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rqvae::{SidSpec, SidTable};
+
+    fn trie() -> Trie {
+        let spec = SidSpec {
+            codebook_sizes: vec![2, 3],
+            suffix_size: None,
+        };
+        Trie::build(&SidTable::new(spec, vec![0, 0, 0, 2, 1, 1]).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn beams_tell_a_scorer_where_they_come_from() {
+        let trie = trie();
+        let kernel = CpuKernel::new(&trie);
+        let live = vec![
+            LiveMask::all(&trie),
+            LiveMask::all(&trie).without(&trie, &[rqvae::ItemIdx(2)]),
+        ];
+        let mut beams = kernel.start(2, &live, ScoreMode::FullVocab).unwrap();
+        assert_eq!(
+            (
+                beams.rows(),
+                beams.request(1),
+                beams.parent(1),
+                beams.codes(1)
+            ),
+            (2, 1, 1, &[][..])
+        );
+        kernel
+            .step(
+                &mut beams,
+                &Scores {
+                    width: 2,
+                    data: vec![-1.0, -0.5, -1.0, -0.5],
+                },
+                5,
+            )
+            .unwrap();
+        let rows: Vec<_> = (0..beams.rows())
+            .map(|r| (beams.request(r), beams.parent(r), beams.codes(r)[0]))
+            .collect();
+        assert_eq!(rows, [(0, 0, 1), (0, 0, 0), (1, 1, 0)]);
+        assert_eq!(
+            (beams.rows_of(0), beams.rows_of(1), beams.level()),
+            (0..2, 2..3, 1)
+        );
+    }
+
+    #[test]
+    fn bad_arguments_are_named() {
+        let trie = trie();
+        let kernel = CpuKernel::new(&trie);
+        let live = [LiveMask::all(&trie)];
+        assert!(kernel.start(2, &live, ScoreMode::FullVocab).is_err());
+        let mut beams = kernel.start(1, &live, ScoreMode::FullVocab).unwrap();
+        let error = kernel
+            .step(
+                &mut beams,
+                &Scores {
+                    width: 3,
+                    data: vec![0.0; 3],
+                },
+                1,
+            )
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "scores: expected (1, 2), got 3 numbers in rows of 3"
+        );
+        assert!(
+            kernel
+                .step(
+                    &mut beams,
+                    &Scores {
+                        width: 2,
+                        data: vec![0.0; 2]
+                    },
+                    0
+                )
+                .is_err()
+        );
+        assert!(kernel.finish(beams, 1).is_err());
     }
 }

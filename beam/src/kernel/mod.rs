@@ -6,22 +6,34 @@ pub use cpu::{CpuBeams, CpuKernel, Scores};
 
 use crate::{Hypothesis, LiveMask, Result, ScoreMode};
 
-/// Beams on one device: start at the root, step down one level, finish at the leaves.
+/// The device side of a search. [`CpuKernel`] says what each operation means.
 pub trait BeamKernel {
-    /// (rows, codes of the level), wherever the device keeps it.
+    /// Log-probabilities: (rows, codes of the level), wherever the device keeps them.
     type Scores;
-    /// Nodes, scores and paths of the live beams.
+    /// Live beams of all requests.
     type Beams;
 
-    /// Levels of the trie.
+    /// Number of steps of a search.
     fn levels(&self) -> usize;
 
-    /// One beam at the root per request.
+    /// One beam per request, at the root. One mask per request.
+    ///
+    /// # Errors
+    /// The masks are not `batch` masks of this kernel's trie.
     fn start(&self, batch: usize, live: &[LiveMask], score: ScoreMode) -> Result<Self::Beams>;
 
-    /// Expands every beam to its live children and keeps the best `width` of each request.
+    /// Whether no beam is left. A device that would have to wait for the answer may always say no.
+    fn is_exhausted(&self, beams: &Self::Beams) -> bool;
+
+    /// Replaces the beams of each request by the best `width` of their children that lead to an allowed item.
+    ///
+    /// # Errors
+    /// The scores have the wrong shape.
     fn step(&self, beams: &mut Self::Beams, scores: &Self::Scores, width: usize) -> Result<()>;
 
-    /// The best `top_k` items of each request.
+    /// At most `top_k` items of each request, best first.
+    ///
+    /// # Errors
+    /// There are beams and they are not at the leaves.
     fn finish(&self, beams: Self::Beams, top_k: usize) -> Result<Vec<Vec<Hypothesis>>>;
 }

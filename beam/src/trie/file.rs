@@ -1,97 +1,222 @@
-//! The arrays as safetensors entries `trie.*`, checked on load: after that nothing trusts a count from a file.
+//! The arrays on disk, checked on load so that search may index without looking.
+//!
+//! Entries, with n_l nodes of l codes: `trie.codes.<l>` u8 or u16 (n_{l+1},), `trie.starts.<l>` u32 (n_{l+1} + 1,),
+//! `trie.leaf_items` u32 (items,); metadata `spec`. The root is not stored.
 
 use super::Trie;
-use crate::{Error, Result};
-use rqvae::{Code, ItemIdx, SidSpec};
-use safetensors::tensor::{Dtype, SafeTensors};
-use std::path::Path;
+use crate::Result;
+use rqvae::{Artefact, ArtefactWriter, Code, Error, ItemIdx, SidSpec};
 
-/// An array of a file: name, type, length, little-endian bytes.
-pub type Entry = (String, Dtype, usize, Vec<u8>);
+/// Levels with at most this many codes take one byte a node.
+const BYTE: u32 = 256;
 
 impl Trie {
-    /// The arrays to write: `trie.codes.<l>` u16, `trie.starts.<l>` u32, `trie.leaf_starts` u32, `trie.leaf_items` u32.
-    pub fn entries(&self) -> Vec<Entry> {
-        let u32s = |name: String, values: &[u32]| {
-            (name, Dtype::U32, values.len(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        };
-        let mut entries = Vec::new();
-        for (level, arrays) in self.levels.iter().enumerate() {
-            let bytes = arrays.codes.iter().flat_map(|c| c.to_le_bytes()).collect();
-            entries.push((format!("trie.codes.{level}"), Dtype::U16, arrays.codes.len(), bytes));
-            entries.push(u32s(format!("trie.starts.{level}"), &arrays.starts));
-        }
-        entries.push(u32s("trie.leaf_starts".into(), &self.leaf_starts));
-        let items: Vec<u32> = self.leaf_items.iter().map(|i| i.0).collect();
-        entries.push(u32s("trie.leaf_items".into(), &items));
-        entries
-    }
-
-    /// Reads [`Trie::entries`] back; `path` names the file in errors.
+    /// Adds the `trie.*` arrays and the `spec` to `writer`.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] naming the array that is missing or is no part of a valid trie of `spec`.
-    pub fn from_file(file: &SafeTensors, spec: &SidSpec, path: &Path) -> Result<Self> {
-        spec.validate()?;
-        let corrupt = |reason: String| Error::Corrupt { path: path.to_path_buf(), reason };
-        let bytes = |name: &str, dtype: Dtype| {
-            let view = file.tensor(name).map_err(|_| corrupt(format!("array `{name}` is missing")))?;
-            if view.dtype() != dtype || view.shape().len() != 1 {
-                return Err(corrupt(format!(
-                    "array `{name}`: expected one axis of {dtype:?}, found {:?} of {:?}",
-                    view.shape(),
-                    view.dtype()
-                )));
-            }
-            Ok(view.data())
-        };
-        let u32s = |name: &str| -> Result<Vec<u32>> {
-            let words = bytes(name, Dtype::U32)?.as_chunks::<4>().0;
-            Ok(words.iter().map(|word| u32::from_le_bytes(*word)).collect())
-        };
-        let (mut codes, mut starts) = (Vec::new(), Vec::new());
-        let mut parents = 1;
-        for level in 0..spec.len() {
+    /// The writer refuses an array.
+    pub fn save_into(&self, writer: &mut ArtefactWriter) -> Result<()> {
+        let spec = serde_json::json!(self.spec).to_string();
+        writer.metadata("spec", &spec);
+        for (level, codes) in self.codes.iter().enumerate() {
             let name = format!("trie.codes.{level}");
-            let halves = bytes(&name, Dtype::U16)?.as_chunks::<2>().0;
-            let level_codes: Vec<Code> = halves.iter().map(|half| u16::from_le_bytes(*half)).collect();
-            let level_starts = u32s(&format!("trie.starts.{level}"))?;
-            check_starts(&level_starts, parents, level_codes.len(), level == 0)
-                .map_err(|e| corrupt(format!("array `trie.starts.{level}`: {e}")))?;
-            for range in level_starts.windows(2) {
-                let children = &level_codes[range[0] as usize..range[1] as usize];
-                let ascending = children.windows(2).all(|pair| pair[0] < pair[1]);
-                if !ascending || children.last().is_some_and(|code| u32::from(*code) >= spec.codes_at(level)) {
-                    return Err(corrupt(format!("array `{name}`: children are not ascending codes of their level")));
-                }
+            if self.spec.codes_at(level) <= BYTE {
+                let bytes: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
+                writer.u8s(&name, &[codes.len()], &bytes)?;
+            } else {
+                writer.u16s(&name, &[codes.len()], codes)?;
             }
-            parents = level_codes.len();
-            codes.push(level_codes);
-            starts.push(level_starts);
+            let starts = &self.starts[level + 1];
+            writer.u32s(&format!("trie.starts.{level}"), &[starts.len()], starts)?;
         }
-        let (leaf_starts, leaf_items) = (u32s("trie.leaf_starts")?, u32s("trie.leaf_items")?);
-        check_starts(&leaf_starts, parents, leaf_items.len(), false)
-            .map_err(|e| corrupt(format!("array `trie.leaf_starts`: {e}")))?;
+        let items: Vec<u32> = self.leaf_items.iter().map(|item| item.0).collect();
+        writer.u32s("trie.leaf_items", &[items.len()], &items)?;
+        Ok(())
+    }
+
+    /// Reads what [`Trie::save_into`] wrote.
+    ///
+    /// # Errors
+    /// [`rqvae::Error::Corrupt`] naming the array, when the arrays are not those of a trie.
+    pub fn load(artefact: &Artefact) -> Result<Self> {
+        let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
+        let spec: SidSpec = serde_json::from_str(artefact.metadata("spec")?)
+            .map_err(|error| corrupt(format!("metadata `spec`: {error}")))?;
+        spec.validate()?;
+        let mut codes = Vec::with_capacity(spec.len());
+        let mut starts = vec![Vec::new()];
+        for level in 0..spec.len() {
+            codes.push(read_codes(artefact, level, &spec)?);
+            starts.push(artefact.u32s(&format!("trie.starts.{level}"))?.1);
+        }
+        let leaf_items = artefact.u32s("trie.leaf_items")?.1;
+        starts[0] = vec![0, codes[0].len() as u32];
+        for level in 0..=spec.len() {
+            let nodes = if level == 0 {
+                1
+            } else {
+                codes[level - 1].len()
+            };
+            let below = codes.get(level).map_or(leaf_items.len(), Vec::len);
+            let name = || {
+                if level == 0 {
+                    "trie.codes.0".into()
+                } else {
+                    format!("trie.starts.{}", level - 1)
+                }
+            };
+            // Only the root of an empty catalogue may be without children.
+            let full =
+                level == 0 && below == 0 || starts[level].windows(2).all(|ends| ends[0] < ends[1]);
+            let ends = (
+                starts[level].first().copied(),
+                starts[level].last().map(|end| *end as usize),
+            );
+            if starts[level].len() != nodes + 1 || ends != (Some(0), Some(below)) || !full {
+                let reason = format!(
+                    "`{}` does not cut {below} children into {nodes} nodes",
+                    name()
+                );
+                return Err(corrupt(reason).into());
+            }
+        }
+        for (level, codes) in codes.iter().enumerate() {
+            let size = spec.codes_at(level);
+            let siblings = |ends: &[u32]| &codes[ends[0] as usize..ends[1] as usize];
+            let ascending = |row: &[Code]| row.windows(2).all(|pair| pair[0] < pair[1]);
+            if codes.iter().any(|code| u32::from(*code) >= size) {
+                return Err(corrupt(format!(
+                    "`trie.codes.{level}` holds a code of {size} or more"
+                ))
+                .into());
+            }
+            if !starts[level]
+                .windows(2)
+                .all(|ends| ascending(siblings(ends)))
+            {
+                return Err(corrupt(format!(
+                    "`trie.codes.{level}`: codes of siblings do not ascend"
+                ))
+                .into());
+            }
+        }
         let mut seen = vec![false; leaf_items.len()];
         for item in &leaf_items {
-            if seen.get(*item as usize) != Some(&false) {
-                return Err(corrupt("array `trie.leaf_items`: expected every item exactly once".into()));
+            match seen.get_mut(*item as usize) {
+                Some(seen) if !*seen => *seen = true,
+                _ => {
+                    return Err(corrupt(format!(
+                        "`trie.leaf_items`: item {item} is out of range or twice"
+                    ))
+                    .into());
+                }
             }
-            seen[*item as usize] = true;
         }
-        let items = leaf_items.into_iter().map(ItemIdx).collect();
-        Ok(Self::assemble(spec.clone(), codes, starts, leaf_starts, items))
+        Ok(Self::new(
+            spec,
+            codes,
+            starts,
+            leaf_items.into_iter().map(ItemIdx).collect(),
+        ))
     }
 }
 
-/// `parents + 1` ascending offsets from 0 to `children`; nobody but the root may be childless.
-fn check_starts(starts: &[u32], parents: usize, children: usize, root: bool) -> std::result::Result<(), String> {
-    if starts.len() != parents + 1 {
-        return Err(format!("expected {} offsets, found {}", parents + 1, starts.len()));
+fn read_codes(artefact: &Artefact, level: usize, spec: &SidSpec) -> Result<Vec<Code>> {
+    let name = format!("trie.codes.{level}");
+    if spec.codes_at(level) <= BYTE {
+        Ok(artefact.u8s(&name)?.1.into_iter().map(Code::from).collect())
+    } else {
+        Ok(artefact.u16s(&name)?.1)
     }
-    if starts[0] != 0 || starts[parents] as usize != children {
-        return Err(format!("expected offsets from 0 to {children}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trie::build::tests::table;
+    use proptest::prelude::*;
+    use rqvae::SidTable;
+    use std::path::Path;
+
+    fn bytes(trie: &Trie) -> Vec<u8> {
+        let mut writer = ArtefactWriter::new("trie", 1);
+        trie.save_into(&mut writer).unwrap();
+        writer.to_bytes()
     }
-    let grows = starts.windows(2).all(|pair| if root { pair[0] <= pair[1] } else { pair[0] < pair[1] });
-    if grows { Ok(()) } else { Err("offsets do not ascend".into()) }
+
+    fn load(bytes: Vec<u8>) -> Result<Trie> {
+        Trie::load(&Artefact::from_bytes(Path::new("x"), bytes, "trie", 1)?)
+    }
+
+    #[test]
+    fn wide_levels_take_two_bytes() {
+        let spec = SidSpec {
+            codebook_sizes: vec![300, 256],
+            suffix_size: None,
+        };
+        let trie =
+            Trie::build(&SidTable::new(spec, vec![299, 255, 0, 1, 299, 254]).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index.safetensors");
+        rqvae::write_atomic(&path, &bytes(&trie)).unwrap();
+        let artefact = Artefact::open(&path, "trie", 1).unwrap();
+        assert_eq!(artefact.u16s("trie.codes.0").unwrap().1, [0, 299]);
+        assert_eq!(artefact.u8s("trie.codes.1").unwrap().1, [1, 254, 255]);
+        assert_eq!(Trie::load(&artefact).unwrap(), trie);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// Invariant 7: the trie survives a round trip; a flipped byte or a missing tail is an error.
+        #[test]
+        fn round_trip_and_damage(table in table(), at in any::<prop::sample::Index>(), flip in 1u8..=255) {
+            let trie = Trie::build(&table).unwrap();
+            let whole = bytes(&trie);
+            prop_assert_eq!(&load(whole.clone()).unwrap(), &trie);
+            let at = at.index(whole.len());
+            prop_assert!(load(whole[..at].to_vec()).is_err());
+            let mut flipped = whole.clone();
+            flipped[at] ^= flip;
+            // Blanks that pad the header carry nothing.
+            prop_assert!(whole[at] == b' ' || load(flipped).is_err());
+        }
+
+        /// Wrong arrays under a right digest are an error too, or another trie; never a panic later on.
+        #[test]
+        fn wrong_arrays_are_refused(
+            table in table(), array in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), value in 0u32..9,
+        ) {
+            let trie = Trie::build(&table).unwrap();
+            let mut broken = trie.clone();
+            let levels = trie.levels();
+            let change = |numbers: &mut Vec<u32>| match numbers.len() {
+                0 => numbers.push(value),
+                len => numbers[at.index(len)] = value,
+            };
+            match array.index(2 * levels + 1) {
+                0 => {
+                    let mut items = trie.leaf_items.iter().map(|item| item.0).collect();
+                    change(&mut items);
+                    broken.leaf_items = items.into_iter().map(ItemIdx).collect();
+                }
+                which if which <= levels => {
+                    let mut codes = trie.codes[which - 1].iter().map(|code| u32::from(*code)).collect();
+                    change(&mut codes);
+                    broken.codes[which - 1] = codes.into_iter().map(|code| code as Code).collect();
+                }
+                which => change(&mut broken.starts[which - levels]),
+            }
+            if let Ok(loaded) = load(bytes(&broken)) {
+                // Accepted means sound: every item is found again under the path that leads to it.
+                let mut items = 0;
+                for leaf in 0..loaded.nodes(levels) as u32 {
+                    items += loaded.items(leaf).len();
+                    for item in loaded.items(leaf) {
+                        prop_assert_eq!(loaded.leaf(*item), Some(leaf));
+                    }
+                }
+                prop_assert_eq!(items, loaded.len());
+            }
+        }
+    }
 }

@@ -1,7 +1,10 @@
-//! Level arrays: the children of a node, the items of a leaf.
+//! The set of valid IDs: level arrays with the children of a node and the items of a leaf.
 //!
-//! A node of level `l` (the root is level 0) is a prefix of `l` codes, numbered in lexicographic order. Its children
-//! are a range of level `l + 1`; a child's number is its position there, so no next-state array is stored.
+//! Levels count codes: the root is node 0 of level 0, a node of level l stands for a prefix of l codes, and the nodes of
+//! level [`Trie::levels`] are leaves. Nodes of a level are numbered in lexicographic order of their prefixes, so the
+//! children of a node are neighbours in the next level and their numbers need not be stored.
+//!
+//! Shapes, with n_l nodes at level l: codes[l] (n_{l+1},), starts[l] (n_l + 1,), leaf items (items,).
 
 mod build;
 mod file;
@@ -9,105 +12,166 @@ mod live;
 
 pub use live::LiveMask;
 
+#[cfg(test)]
+pub(crate) use build::tests as build_tests;
+
 use rqvae::{Code, ItemIdx, SidSpec};
 use std::ops::Range;
 
-/// Number of a node among those of its level.
+/// Number of a node within its level.
 pub type NodeId = u32;
 
-/// One level: for each node its last code and its parent, and for each parent where its children start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Level {
-    codes: Vec<Code>,
-    /// (parents + 1).
-    starts: Vec<u32>,
-    parents: Vec<NodeId>,
-    /// Items below each node.
-    items: Vec<u32>,
-}
-
-/// Every valid ID of a catalogue.
+/// All valid IDs of a catalogue and the items behind them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trie {
     spec: SidSpec,
-    /// `levels[l]` holds the nodes with `l + 1` codes.
-    levels: Vec<Level>,
-    /// (leaves + 1) into `leaf_items`.
-    leaf_starts: Vec<u32>,
+    /// `codes[l]`: last code of every node of level l + 1.
+    codes: Vec<Vec<Code>>,
+    /// `starts[l]`: where the children of each node of level l begin; those of leaves are places in `leaf_items`.
+    starts: Vec<Vec<u32>>,
     leaf_items: Vec<ItemIdx>,
-    /// Leaf of each item.
-    leaf_of: Vec<NodeId>,
+    /// Leaf of every item.
+    leaves: Vec<NodeId>,
 }
 
 impl Trie {
-    /// The empty prefix.
-    pub const ROOT: NodeId = 0;
-
-    /// Codes per ID.
-    pub fn levels(&self) -> usize {
-        self.levels.len()
-    }
-
     /// Shape of the IDs.
     pub fn spec(&self) -> &SidSpec {
         &self.spec
     }
 
-    /// Nodes with `level` codes; level 0 is the root alone.
-    pub fn nodes(&self, level: usize) -> usize {
-        if level == 0 { 1 } else { self.levels[level - 1].codes.len() }
+    /// Codes per ID, suffix included.
+    pub fn levels(&self) -> usize {
+        self.codes.len()
     }
 
     /// Number of items.
-    pub fn items_total(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.leaf_items.len()
     }
 
-    /// Children of `node`, which has `level` codes: their codes, ascending, and their numbers at `level + 1`.
+    /// Whether there is no item at all.
+    pub fn is_empty(&self) -> bool {
+        self.leaf_items.is_empty()
+    }
+
+    /// Number of nodes at `level`: 1 for the root's, the number of distinct IDs for the leaves'.
+    ///
+    /// # Panics
+    /// When `level` is beyond the leaves.
+    pub fn nodes(&self, level: usize) -> usize {
+        self.starts[level].len() - 1
+    }
+
+    /// Codes, ascending, and numbers of the children of `node` of `level`; they are nodes of `level + 1`.
+    ///
+    /// # Panics
+    /// When `level` has no such node or is that of the leaves.
+    #[inline]
     pub fn children(&self, level: usize, node: NodeId) -> (&[Code], Range<NodeId>) {
-        let below = &self.levels[level];
-        let range = below.starts[node as usize]..below.starts[node as usize + 1];
-        (&below.codes[range.start as usize..range.end as usize], range)
+        let range = self.below(level, node);
+        (
+            &self.codes[level][range.start as usize..range.end as usize],
+            range,
+        )
     }
 
-    /// Items of a leaf; several when IDs are shared.
+    /// Items of a leaf: several where items share an ID.
+    ///
+    /// # Panics
+    /// When there is no such leaf.
     pub fn items(&self, leaf: NodeId) -> &[ItemIdx] {
-        let (start, end) = (self.leaf_starts[leaf as usize], self.leaf_starts[leaf as usize + 1]);
-        &self.leaf_items[start as usize..end as usize]
+        self.items_under(self.levels(), leaf)
     }
 
-    /// Items below `node`, which has `level` codes, in the order of their IDs.
-    pub fn items_below(&self, level: usize, node: NodeId) -> &[ItemIdx] {
-        let (mut start, mut end) = (node, node + 1);
-        for below in &self.levels[level..] {
-            (start, end) = (below.starts[start as usize], below.starts[end as usize]);
+    /// All items whose ID begins with the prefix of `node` of `level`, in order of their IDs.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn items_under(&self, level: usize, node: NodeId) -> &[ItemIdx] {
+        let mut range = node..node + 1;
+        for starts in &self.starts[level..] {
+            range = starts[range.start as usize]..starts[range.end as usize];
         }
-        let (start, end) = (self.leaf_starts[start as usize], self.leaf_starts[end as usize]);
-        &self.leaf_items[start as usize..end as usize]
+        &self.leaf_items[range.start as usize..range.end as usize]
     }
 
-    /// The node of a prefix, if any item has it.
-    pub fn find(&self, prefix: &[Code]) -> Option<NodeId> {
-        let mut node = Self::ROOT;
+    /// Level and number of the node of `prefix`; `None` when no ID begins so.
+    pub fn find(&self, prefix: &[Code]) -> Option<(usize, NodeId)> {
+        if prefix.len() > self.levels() {
+            return None;
+        }
+        let mut node = 0;
         for (level, code) in prefix.iter().enumerate() {
-            if level >= self.levels() {
-                return None;
-            }
-            let (codes, nodes) = self.children(level, node);
-            node = nodes.start + codes.binary_search(code).ok()? as u32;
+            node = self.child(level, node, *code)?;
         }
-        Some(node)
+        Some((prefix.len(), node))
     }
 
-    /// A mask of the items that `allowed` chooses; one pass over the catalogue, to be made once and shared.
-    pub fn live(&self, allowed: impl Fn(ItemIdx) -> bool) -> LiveMask {
-        LiveMask::new(self, allowed)
+    /// Leaf of `item`; `None` when it is not in the catalogue.
+    pub fn leaf(&self, item: ItemIdx) -> Option<NodeId> {
+        self.leaves.get(item.0 as usize).copied()
     }
 
-    /// Bytes of all arrays.
+    /// Bytes held in memory.
     pub fn size_bytes(&self) -> usize {
-        let level = |l: &Level| 2 * l.codes.len() + 4 * (l.starts.len() + l.parents.len() + l.items.len());
-        self.levels.iter().map(level).sum::<usize>()
-            + 4 * (self.leaf_starts.len() + self.leaf_items.len() + self.leaf_of.len())
+        let codes: usize = self
+            .codes
+            .iter()
+            .map(|codes| size_of_val(codes.as_slice()))
+            .sum();
+        let starts: usize = self
+            .starts
+            .iter()
+            .map(|starts| size_of_val(starts.as_slice()))
+            .sum();
+        codes
+            + starts
+            + size_of_val(self.leaf_items.as_slice())
+            + size_of_val(self.leaves.as_slice())
+    }
+
+    /// The child of `node` of `level` by `code`.
+    #[inline]
+    pub(crate) fn child(&self, level: usize, node: NodeId, code: Code) -> Option<NodeId> {
+        let (codes, range) = self.children(level, node);
+        codes
+            .binary_search(&code)
+            .ok()
+            .map(|at| range.start + at as u32)
+    }
+
+    /// What follows `node` in the next array: children, or places in `leaf_items`.
+    #[inline]
+    fn below(&self, level: usize, node: NodeId) -> Range<u32> {
+        let starts = &self.starts[level];
+        starts[node as usize]..starts[node as usize + 1]
+    }
+
+    /// Parent of `node` of `level`, which is not the root's.
+    fn parent(&self, level: usize, node: NodeId) -> NodeId {
+        self.starts[level - 1].partition_point(|start| *start <= node) as u32 - 1
+    }
+
+    /// Adds what follows from the arrays.
+    fn new(
+        spec: SidSpec,
+        codes: Vec<Vec<Code>>,
+        starts: Vec<Vec<u32>>,
+        leaf_items: Vec<ItemIdx>,
+    ) -> Self {
+        let mut leaves = vec![0; leaf_items.len()];
+        for (leaf, ends) in starts[codes.len()].windows(2).enumerate() {
+            for item in &leaf_items[ends[0] as usize..ends[1] as usize] {
+                leaves[item.0 as usize] = leaf as u32;
+            }
+        }
+        Self {
+            spec,
+            codes,
+            starts,
+            leaf_items,
+            leaves,
+        }
     }
 }
