@@ -279,7 +279,7 @@ mod tests {
                 if !valid_only {
                     let mut expected = Vec::new();
                     for (codes, score) in naive(&table, &|item| masks[at].allows(item), &narrow, seeds[at]) {
-                        let (_, leaf) = trie.find(&codes).unwrap();
+                        let leaf = trie.find(&codes).unwrap();
                         let items = trie.items(leaf).iter().filter(|item| masks[at].allows(**item));
                         expected.extend(items.map(|item| (*item, score)));
                     }

@@ -1,4 +1,17 @@
 //! The jobs behind the `sidrec` binary.
+//!
+//! Rooms, in the order data flows: [`table`] (files in and out), [`demo`] (the generated catalogue), [`catalogue`]
+//! (items with their IDs, checked as one), [`models`] (every trainable model by name), [`jobs`], [`report`] (tables
+//! and the page), [`cli`].
 
+pub mod catalogue;
+pub mod cli;
+mod config;
+pub mod demo;
 pub mod error;
+pub mod interrupt;
+pub mod jobs;
+pub mod models;
+mod progress;
+pub mod report;
 pub mod table;

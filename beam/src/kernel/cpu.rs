@@ -199,7 +199,7 @@ impl BeamKernel for CpuKernel<'_> {
                 .map(|row| Beam {
                     request: row,
                     parent: row,
-                    node: 0,
+                    node: Trie::ROOT,
                     log_prob: 0.0,
                 })
                 .collect(),

@@ -180,15 +180,20 @@ pub(crate) mod tests {
         let trie =
             Trie::build(&SidTable::new(spec, vec![2, 0, 0, 7, 2, 0, 0, 5]).unwrap()).unwrap();
         assert_eq!(
-            (trie.nodes(0), trie.nodes(1), trie.nodes(2), trie.len()),
+            (
+                trie.nodes(0),
+                trie.nodes(1),
+                trie.nodes(2),
+                trie.items_total()
+            ),
             (1, 2, 3, 4)
         );
         assert_eq!(trie.children(0, 0), (&[0, 2][..], 0..2));
         assert_eq!(trie.children(1, 0), (&[5, 7][..], 0..2));
         assert_eq!(trie.children(1, 1), (&[0][..], 2..3));
         assert_eq!(trie.items(2), [ItemIdx(0), ItemIdx(2)]);
-        assert_eq!(trie.items_under(1, 0), [ItemIdx(3), ItemIdx(1)]);
-        assert_eq!(trie.find(&[2]), Some((1, 1)));
+        assert_eq!(trie.items_below(1, 0), [ItemIdx(3), ItemIdx(1)]);
+        assert_eq!(trie.find(&[2]), Some(1));
         assert_eq!(
             (trie.find(&[1]), trie.find(&[0, 6]), trie.find(&[0, 5, 0])),
             (None, None, None)
@@ -218,7 +223,7 @@ pub(crate) mod tests {
             suffix_size: Some(1),
         };
         let trie = Trie::build(&SidTable::new(spec, vec![]).unwrap()).unwrap();
-        assert!(trie.is_empty());
+        assert_eq!(trie.items_total(), 0);
         assert_eq!((trie.nodes(0), trie.nodes(3)), (1, 0));
         assert_eq!(trie.children(0, 0), (&[][..], 0..0));
     }
@@ -234,7 +239,7 @@ pub(crate) mod tests {
             let mut expected: BTreeMap<Vec<Code>, Vec<ItemIdx>> = BTreeMap::new();
             for item in (0..table.items() as u32).map(ItemIdx) {
                 expected.entry(table.codes(item).to_vec()).or_default().push(item);
-                prop_assert_eq!(trie.find(table.codes(item)), trie.leaf(item).map(|leaf| (trie.levels(), leaf)));
+                prop_assert_eq!(trie.find(table.codes(item)), trie.leaf(item));
             }
             prop_assert_eq!(found, expected);
         }

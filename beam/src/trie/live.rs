@@ -67,8 +67,9 @@ impl LiveMask {
         if items.is_empty() {
             return self.clone();
         }
-        let known =
-            |item: &ItemIdx| (item.0 as usize) < trie.len() && self.catalogue.is_live(*item);
+        let known = |item: &ItemIdx| {
+            (item.0 as usize) < trie.items_total() && self.catalogue.is_live(*item)
+        };
         let mut denied: Vec<ItemIdx> = items.iter().copied().filter(known).collect();
         denied.extend(self.denied.iter().flat_map(|denied| &denied.items));
         denied.sort_unstable();
@@ -196,7 +197,7 @@ impl Trie {
         LiveMask::over(
             self,
             Some(
-                (0..self.len() as u32)
+                (0..self.items_total() as u32)
                     .map(|item| allowed(ItemIdx(item)))
                     .collect(),
             ),

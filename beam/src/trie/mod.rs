@@ -35,6 +35,9 @@ pub struct Trie {
 }
 
 impl Trie {
+    /// The empty prefix, the one node of level 0.
+    pub const ROOT: NodeId = 0;
+
     /// Shape of the IDs.
     pub fn spec(&self) -> &SidSpec {
         &self.spec
@@ -46,13 +49,8 @@ impl Trie {
     }
 
     /// Number of items.
-    pub fn len(&self) -> usize {
+    pub fn items_total(&self) -> usize {
         self.leaf_items.len()
-    }
-
-    /// Whether there is no item at all.
-    pub fn is_empty(&self) -> bool {
-        self.leaf_items.is_empty()
     }
 
     /// Number of nodes at `level`: 1 for the root's, the number of distinct IDs for the leaves'.
@@ -81,14 +79,14 @@ impl Trie {
     /// # Panics
     /// When there is no such leaf.
     pub fn items(&self, leaf: NodeId) -> &[ItemIdx] {
-        self.items_under(self.levels(), leaf)
+        self.items_below(self.levels(), leaf)
     }
 
     /// All items whose ID begins with the prefix of `node` of `level`, in order of their IDs.
     ///
     /// # Panics
     /// When there is no such node.
-    pub fn items_under(&self, level: usize, node: NodeId) -> &[ItemIdx] {
+    pub fn items_below(&self, level: usize, node: NodeId) -> &[ItemIdx] {
         let mut range = node..node + 1;
         for starts in &self.starts[level..] {
             range = starts[range.start as usize]..starts[range.end as usize];
@@ -96,16 +94,15 @@ impl Trie {
         &self.leaf_items[range.start as usize..range.end as usize]
     }
 
-    /// Level and number of the node of `prefix`; `None` when no ID begins so.
-    pub fn find(&self, prefix: &[Code]) -> Option<(usize, NodeId)> {
+    /// Node of `prefix`, of level `prefix.len()`; `None` when no ID begins so.
+    pub fn find(&self, prefix: &[Code]) -> Option<NodeId> {
         if prefix.len() > self.levels() {
             return None;
         }
-        let mut node = 0;
-        for (level, code) in prefix.iter().enumerate() {
-            node = self.child(level, node, *code)?;
-        }
-        Some((prefix.len(), node))
+        let mut levels = prefix.iter().enumerate();
+        levels.try_fold(Self::ROOT, |node, (level, code)| {
+            self.child(level, node, *code)
+        })
     }
 
     /// Leaf of `item`; `None` when it is not in the catalogue.

@@ -1,5 +1,36 @@
-//! Content vectors become codes.
+//! Content vectors become codes: what every quantiser does, and which ones there are.
 
+mod config;
+mod encoded;
+mod random;
+mod residual;
 mod vectors;
 
+pub use config::{FitProgress, Method, QuantizerConfig, fit_quantizer, load_quantizer};
+pub use encoded::Encoded;
+pub use random::RandomIds;
+pub(crate) use residual::ResidualQuantizer;
 pub use vectors::Vectors;
+pub(crate) use vectors::content_order;
+
+use crate::Result;
+use std::path::Path;
+
+pub(crate) const FILE: &str = "quantizer.safetensors";
+pub(crate) const FORMAT: &str = "quantizer";
+pub(crate) const VERSION: u32 = 1;
+
+/// Anything that turns content vectors into codes.
+pub trait SidEncoder: Send + Sync {
+    /// Codes per level, coarse to fine.
+    fn codebook_sizes(&self) -> &[u32];
+
+    /// Codes of `content` (items, dim): always one per level, (items, levels). Each row is encoded on its own.
+    fn encode(&self, content: &Vectors) -> Result<Encoded>;
+
+    /// Writes `quantizer.safetensors` into the folder `dir`.
+    fn save(&self, dir: &Path) -> Result<()>;
+
+    /// Name of the method, as on the command line.
+    fn method(&self) -> &'static str;
+}

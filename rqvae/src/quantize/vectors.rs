@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 /// One finite content vector per item: (items, dim), row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,10 +48,30 @@ impl Vectors {
         &self.data[i * self.dim..][..self.dim]
     }
 
+    /// Hash of the numbers of item `i`: what order and ties among items go by where no ids are known.
+    pub(crate) fn hash(&self, i: usize) -> u64 {
+        let bytes: Vec<u8> = self.row(i).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut first = [0; 8];
+        first.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+
     /// The same numbers as a tensor: (items, dim).
     pub fn to_tensor(&self) -> Result<Tensor> {
         Ok(Tensor::from_slice(&self.data, (self.rows(), self.dim), &Device::Cpu)?)
     }
+}
+
+/// Rows of checked `content` in an order that the content alone decides, so that no fit depends on that of the items.
+pub(crate) fn content_order(content: &Vectors) -> Result<Vec<u32>> {
+    content.check()?;
+    if content.data.is_empty() {
+        return Err(Error::BadVectors { row: 0, reason: "there are no items".into() });
+    }
+    let mut order: Vec<(u64, u32)> =
+        (0..content.rows() as u32).into_par_iter().map(|i| (content.hash(i as usize), i)).collect();
+    order.sort_unstable();
+    Ok(order.into_iter().map(|(_, i)| i).collect())
 }
 
 #[cfg(test)]

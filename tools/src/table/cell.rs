@@ -35,7 +35,7 @@ impl Cell {
                 .map_or_else(|| Self::Float(n.as_f64().unwrap_or(f64::NAN)), Self::Int),
             Value::String(s) => Self::Text(s),
             Value::Array(values) => {
-                if values.iter().any(|v| v.is_f64()) && values.iter().all(Value::is_number) {
+                if values.iter().any(Value::is_f64) && values.iter().all(Value::is_number) {
                     let numbers = values.iter().map(|v| v.as_f64().unwrap_or(f64::NAN) as f32);
                     Self::Numbers(numbers.collect())
                 } else {

@@ -59,17 +59,18 @@ impl<'a> Gather<'a> {
     }
 
     fn user(&mut self, user: String) -> usize {
-        let next = self.users.len();
-        let row = *self.at.entry(user.clone()).or_insert(next);
-        if row == next {
-            self.users.push(user);
-            self.events.push(Vec::new());
+        if let Some(&row) = self.at.get(&user) {
+            return row;
         }
+        let row = self.users.len();
+        self.at.insert(user.clone(), row);
+        self.users.push(user);
+        self.events.push(Vec::new());
         row
     }
 
-    fn item(&mut self, key: String) -> Option<ItemIdx> {
-        let found = self.keys.find(&key);
+    fn item(&mut self, key: &str) -> Option<ItemIdx> {
+        let found = self.keys.find(key);
         if found.is_some() {
             self.known += 1;
         } else {
@@ -187,7 +188,7 @@ pub fn read_interactions(
         .and_then(|cells| parse(&cells))
     {
         Ok((user, item, order, time)) => {
-            if let Some(item) = gather.item(item) {
+            if let Some(item) = gather.item(&item) {
                 let user = gather.user(user);
                 gather.events[user].push(Event { item, order, time });
             }
@@ -232,9 +233,8 @@ pub fn read_histories(
             Err(reason) => return rejects.push(record.line, record.weight, &reason),
         };
         let user = gather.user(user);
-        for (order, item) in items.into_iter().enumerate() {
-            if let Some(item) = gather.item(item) {
-                let order = order as i64;
+        for (order, item) in (0..).zip(items) {
+            if let Some(item) = gather.item(&item) {
                 gather.events[user].push(Event {
                     item,
                     order,

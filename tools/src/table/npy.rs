@@ -1,4 +1,4 @@
-//! NumPy's `.npy` files with vectors of floating-point numbers.
+//! The `.npy` files of `NumPy`, with vectors of floating-point numbers.
 //!
 //! Format: numpy.lib.format, versions 1 to 3; little-endian, C order, two dimensions.
 

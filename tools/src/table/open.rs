@@ -2,7 +2,7 @@
 
 use crate::error::{bad_data, input_missing};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// Longest line of a text table.
@@ -116,5 +116,50 @@ impl Read for Guard {
             return refused("a line is longer than 8 MB");
         }
         Ok(n)
+    }
+}
+
+/// Takes a line and its number; says whether to go on.
+pub(super) type EachLine<'a> = dyn FnMut(u64, Result<&[u8], String>) -> anyhow::Result<bool> + 'a;
+
+/// Lines of a file without their ends; over-long ones come as their reason, blank ones not at all.
+pub(super) fn lines(path: &Path, packing: Packing, each: &mut EachLine) -> anyhow::Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, open(path, packing)?);
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let n = (&mut reader)
+            .take(MAX_LINE_BYTES + 1)
+            .read_until(b'\n', &mut bytes)
+            .map_err(|e| read_error(path, e))?;
+        if n == 0 {
+            break;
+        }
+        let whole = if n as u64 > MAX_LINE_BYTES && bytes.last() != Some(&b'\n') {
+            skip_line(&mut reader).map_err(|e| read_error(path, e))?;
+            Err("is longer than 8 MB".to_owned())
+        } else {
+            let text = bytes.strip_prefix(b"\xef\xbb\xbf").filter(|_| line == 1);
+            Ok(text.unwrap_or(&bytes).trim_ascii())
+        };
+        if !matches!(whole, Ok([])) && !each(line, whole)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn skip_line(reader: &mut impl BufRead) -> std::io::Result<()> {
+    loop {
+        let buffer = reader.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let end = buffer.iter().position(|&b| b == b'\n');
+        let used = end.map_or(buffer.len(), |at| at + 1);
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(());
+        }
     }
 }

@@ -161,6 +161,7 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
         .map_err(|e| wrong(format!("metadata `sidrec.spec`: {e}")))?;
     let meta: SidsMeta = serde_json::from_str(text("meta")?)
         .map_err(|e| wrong(format!("metadata `sidrec.meta`: {e}")))?;
+    let width = i32::try_from(spec.len())?;
     let (mut keys, mut codes) = (Vec::new(), Vec::<Code>::new());
     let (mut collision_ranks, mut residual_norms) = (Vec::new(), Vec::new());
     source::scan(path, &["item_id"], &mut |record| {
@@ -180,7 +181,7 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
             Ok(cast)
         };
         let item = Arc::new(Field::new("item", DataType::UInt16, true));
-        let sid = column("sid", &DataType::FixedSizeList(item, spec.len() as i32))?;
+        let sid = column("sid", &DataType::FixedSizeList(item, width))?;
         let sid = sid.as_fixed_size_list().values().clone();
         if sid.null_count() > 0 {
             return Err(wrong("column `sid` holds null codes".to_owned()));

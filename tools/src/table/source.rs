@@ -4,11 +4,10 @@
 //! inflated data of at most 1,000 times the file. What is wrong with one row comes back as that row's reason.
 
 use super::cell::Cell;
-use super::open::{Format, Guard, MAX_LINE_BYTES, Packing, open, read_error, recognize};
+use super::open::{Format, Guard, MAX_LINE_BYTES, Packing, lines, open, read_error, recognize};
 use super::parquet;
 use crate::error::bad_data;
 use anyhow::Context;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 const MAX_RECORD_LINES: u64 = 1000;
@@ -164,52 +163,6 @@ fn csv_cells(
         .collect()
 }
 
-/// Lines of a file without their ends; over-long ones come as their reason.
-fn lines(
-    path: &Path,
-    packing: Packing,
-    each: &mut dyn FnMut(u64, Result<&[u8], String>) -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let mut reader = BufReader::with_capacity(1 << 16, open(path, packing)?);
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        let n = (&mut reader)
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut bytes)
-            .map_err(|e| read_error(path, e))?;
-        if n == 0 {
-            break;
-        }
-        let whole = if n as u64 > MAX_LINE_BYTES && bytes.last() != Some(&b'\n') {
-            skip_line(&mut reader).map_err(|e| read_error(path, e))?;
-            Err("is longer than 8 MB".to_owned())
-        } else {
-            let text = bytes.strip_prefix(b"\xef\xbb\xbf").filter(|_| line == 1);
-            Ok(text.unwrap_or(&bytes).trim_ascii())
-        };
-        if !matches!(whole, Ok([])) && !each(line, whole)? {
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn skip_line(reader: &mut impl BufRead) -> std::io::Result<()> {
-    loop {
-        let buffer = reader.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(());
-        }
-        let end = buffer.iter().position(|&b| b == b'\n');
-        let used = end.map_or(buffer.len(), |at| at + 1);
-        reader.consume(used);
-        if end.is_some() {
-            return Ok(());
-        }
-    }
-}
-
 type Fields = serde_json::Map<String, serde_json::Value>;
 
 fn json_row(line: Result<&[u8], String>) -> Result<Fields, String> {
@@ -276,7 +229,7 @@ fn scan_jsonl(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     type Rows = Vec<(u64, Result<Vec<Cell>, String>)>;
 

@@ -93,10 +93,7 @@ mod tests {
             template.columns().collect::<Vec<_>>(),
             ["title", "brand", "title"]
         );
-        assert_eq!(
-            template.fill(|name| name.to_uppercase()),
-            "TITLE by BRAND, {TITLE}"
-        );
+        assert_eq!(template.fill(str::to_uppercase), "TITLE by BRAND, {TITLE}");
         assert_eq!(template.fill(|_| String::new()), "by , {}");
     }
 

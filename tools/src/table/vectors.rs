@@ -1,7 +1,7 @@
 //! Content vectors on disk: `.npy`, `.safetensors` and `.parquet`.
 //!
 //! Parquet and our own safetensors files carry item ids and are joined by them, so they may be in any order and hold
-//! more items than the catalogue. NumPy files, and safetensors files without ids, are in catalogue order.
+//! more items than the catalogue. `NumPy` files, and safetensors files without ids, are in catalogue order.
 
 use super::cell::Cell;
 use super::open::read_error;

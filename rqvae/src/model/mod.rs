@@ -1,0 +1,12 @@
+//! The RQ-VAE: encoder, residual quantiser and decoder, trained together.
+
+mod config;
+mod fit;
+mod mlp;
+mod optim;
+mod quantizer;
+mod rqvae;
+
+pub use config::RqVaeConfig;
+pub use quantizer::RqVaeQuantizer;
+pub use rqvae::RqVae;

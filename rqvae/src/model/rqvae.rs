@@ -1,0 +1,310 @@
+//! Encoder, residual quantiser, decoder, and the gradients of their loss.
+//!
+//! Shapes: content (rows, `content_dim`) -> latent (rows, `latent_dim`) -> codes (rows, levels), reconstruction.
+//! Loss: |x - x_hat|^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2, summed over dimensions, mean over rows.
+//! Paper: Rajput et al. 2023 (TIGER), sec. 3.1; van den Oord et al. 2017 for the straight-through gradient.
+//! Deviations: a residual passes its gradient to the latent only, not to the codewords of the levels above.
+
+use super::config::RqVaeConfig;
+use super::mlp::{Mlp, Tape};
+use crate::cluster::nearest_in_block;
+use crate::quantize::ResidualQuantizer;
+use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows that one thread works on at a time: a shard.
+pub(super) const SHARD: usize = crate::cluster::BLOCK;
+
+/// The network, its parameters in one flat vector.
+#[derive(Debug, Clone)]
+pub struct RqVae {
+    content_dim: usize,
+    latent_dim: usize,
+    levels: usize,
+    codebook_size: usize,
+    beta: f32,
+    encoder: Mlp,
+    decoder: Mlp,
+    codebooks: usize,
+    pub(super) params: Vec<f32>,
+}
+
+/// Buffers of one shard of a training step.
+#[derive(Debug, Default)]
+pub(super) struct Shard {
+    pub(super) x: Vec<f32>,
+    encoded: Tape,
+    decoded: Tape,
+    quantized: Vec<f32>,
+    pub(super) residuals: Vec<Vec<f32>>,
+    pub(super) codes: Vec<Vec<Code>>,
+    scores: Vec<f32>,
+    flow: Vec<f32>,
+    spare: Vec<f32>,
+    pub(super) grads: Vec<f32>,
+    /// Sums over rows of the loss and of the squared error of the reconstruction.
+    pub(super) loss: f64,
+}
+
+impl RqVae {
+    /// A network with drawn weights and codebooks of zeros.
+    pub(super) fn new(config: &RqVaeConfig, content_dim: usize, levels: usize, size: usize, rng: &SeededRng) -> Self {
+        let mut widths = vec![content_dim];
+        widths.extend(&config.hidden);
+        widths.push(config.latent_dim);
+        let mut offset = 0;
+        let encoder = Mlp::new(&widths, &mut offset);
+        widths.reverse();
+        let decoder = Mlp::new(&widths, &mut offset);
+        let codebooks = offset;
+        let mut params = vec![0.0; offset + levels * size * config.latent_dim];
+        encoder.init(&mut params, &mut rng.stream("encoder"));
+        decoder.init(&mut params, &mut rng.stream("decoder"));
+        let RqVaeConfig { latent_dim, beta, .. } = *config;
+        Self { content_dim, latent_dim, levels, codebook_size: size, beta, encoder, decoder, codebooks, params }
+    }
+
+    /// Width of the content.
+    pub fn content_dim(&self) -> usize {
+        self.content_dim
+    }
+
+    /// Width of the latent.
+    pub fn latent_dim(&self) -> usize {
+        self.latent_dim
+    }
+
+    /// Number of parameters, codebooks included.
+    pub fn parameters(&self) -> usize {
+        self.params.len()
+    }
+
+    /// Place of the codebook of `level` among the parameters.
+    pub(super) fn codebook(&self, level: usize) -> Range<usize> {
+        let len = self.codebook_size * self.latent_dim;
+        let start = self.codebooks + level * len;
+        start..start + len
+    }
+
+    /// Place of one codeword among the parameters.
+    pub(super) fn codeword(&self, level: usize, code: usize) -> Range<usize> {
+        let start = self.codebook(level).start + code * self.latent_dim;
+        start..start + self.latent_dim
+    }
+
+    /// The codebooks as a stack.
+    pub(crate) fn quantizer(&self) -> ResidualQuantizer {
+        let codebooks = (0..self.levels).map(|level| self.params[self.codebook(level)].to_vec()).collect();
+        ResidualQuantizer::new(self.latent_dim, codebooks)
+    }
+
+    /// Latents of standardised content: (items, `content_dim`) -> (items, `latent_dim`).
+    pub(crate) fn encode(&self, x: &[f32]) -> Vec<f32> {
+        self.tower(&self.encoder, x, self.content_dim, self.latent_dim)
+    }
+
+    /// Standardised content from quantised latents: (items, `latent_dim`) -> (items, `content_dim`).
+    pub(crate) fn decode(&self, quantized: &[f32]) -> Vec<f32> {
+        self.tower(&self.decoder, quantized, self.latent_dim, self.content_dim)
+    }
+
+    fn tower(&self, tower: &Mlp, x: &[f32], input: usize, output: usize) -> Vec<f32> {
+        let mut out = vec![0.0; x.len() / input * output];
+        out.par_chunks_mut(SHARD * output).zip(x.par_chunks(SHARD * input)).for_each_init(
+            Tape::new,
+            |tape, (out, x)| {
+                // Always a full block: the output of a row depends neither on its place nor on its neighbours.
+                let mut block = x.to_vec();
+                block.resize(SHARD * input, 0.0);
+                tower.forward(&self.params, &block, SHARD, tape);
+                if let Some(last) = tape.last() {
+                    out.copy_from_slice(&last[..out.len()]);
+                }
+            },
+        );
+        out
+    }
+
+    /// Loss and gradients of the rows in `shard.x`, scaled by `scale` (1 over the rows of the batch).
+    /// `norms` are the squared norms of the codewords of each level.
+    pub(super) fn backward(&self, shard: &mut Shard, norms: &[Vec<f32>], scale: f32) {
+        let rows = shard.x.len() / self.content_dim;
+        let dim = self.latent_dim;
+        shard.grads.resize(self.params.len(), 0.0);
+        shard.grads[self.codebooks..].fill(0.0);
+        shard.residuals.resize_with(self.levels, Vec::new);
+        shard.codes.resize_with(self.levels, Vec::new);
+        self.encoder.forward(&self.params, &shard.x, rows, &mut shard.encoded);
+        let latent = shard.encoded.last().map_or(&[][..], Vec::as_slice);
+        let mut running = latent.to_vec();
+        let mut commitment = vec![0.0; rows * dim];
+        let mut loss = 0.0;
+        for level in 0..self.levels {
+            let place = self.codebook(level);
+            let codebook = &self.params[place.clone()];
+            let codes = &mut shard.codes[level];
+            codes.resize(rows, 0);
+            shard.residuals[level].clone_from(&running);
+            nearest_in_block(&running, dim, codebook, &norms[level], &mut shard.scores, codes);
+            let grads = &mut shard.grads[place];
+            for ((&code, r), c) in codes.iter().zip(running.chunks_exact_mut(dim)).zip(commitment.chunks_exact_mut(dim))
+            {
+                let at = usize::from(code) * dim;
+                let codeword = &codebook[at..at + dim];
+                for (((r, e), g), c) in r.iter_mut().zip(codeword).zip(&mut grads[at..at + dim]).zip(c) {
+                    *r -= e; // r_l - e_l, the residual of the next level
+                    *g -= 2.0 * scale * *r;
+                    *c += 2.0 * scale * self.beta * *r;
+                    loss += f64::from((1.0 + self.beta) * *r * *r);
+                }
+            }
+        }
+        shard.quantized.clear();
+        shard.quantized.extend(latent.iter().zip(&running).map(|(z, r)| z - r));
+        self.decoder.forward(&self.params, &shard.quantized, rows, &mut shard.decoded);
+        let reconstruction = shard.decoded.last().map_or(&[][..], Vec::as_slice);
+        shard.flow.clear();
+        shard.flow.extend(reconstruction.iter().zip(&shard.x).map(|(y, x)| {
+            loss += f64::from((y - x) * (y - x));
+            2.0 * scale * (y - x)
+        }));
+        let Shard { x, encoded, decoded, quantized, flow, spare, grads, .. } = shard;
+        self.decoder.backward(&self.params, quantized, rows, decoded, flow, spare, grads, true);
+        // Straight through: the latent gets the gradient of its quantised self.
+        flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c);
+        self.encoder.backward(&self.params, x, rows, encoded, flow, spare, grads, false);
+        shard.loss = loss;
+    }
+
+    fn layout(&self) -> Vec<(String, Vec<usize>, usize)> {
+        let mut layout = self.encoder.parameters("encoder");
+        layout.extend(self.decoder.parameters("decoder"));
+        layout
+    }
+
+    pub(crate) fn save(&self, writer: &mut ArtefactWriter) -> Result<()> {
+        for (name, shape, at) in self.layout() {
+            let len = shape.iter().product::<usize>();
+            writer.f32s(&name, &shape, &self.params[at..at + len])?;
+        }
+        self.quantizer().save(writer)
+    }
+
+    pub(crate) fn load(artefact: &Artefact, config: &RqVaeConfig, content_dim: usize) -> Result<Self> {
+        let stack = ResidualQuantizer::load(artefact, config.latent_dim)?;
+        let sizes = stack.sizes();
+        let size = sizes[0] as usize;
+        if sizes.iter().any(|&s| s as usize != size) {
+            return Err(Error::corrupt(artefact.path(), format!("codebooks of different sizes: {sizes:?}")));
+        }
+        let mut model = Self::new(config, content_dim, sizes.len(), size, &SeededRng::new(0));
+        for (name, expected, at) in model.layout() {
+            let (shape, data) = artefact.f32s(&name)?;
+            if shape != expected || data.iter().any(|x| !x.is_finite()) {
+                let reason = format!("`{name}` is not finite or has shape {shape:?}, expected {expected:?}");
+                return Err(Error::corrupt(artefact.path(), reason));
+            }
+            model.params[at..at + data.len()].copy_from_slice(&data);
+        }
+        for level in 0..sizes.len() {
+            let range = model.codebook(level);
+            model.params[range].copy_from_slice(&artefact.f32s(&format!("codebook.{level}"))?.1);
+        }
+        Ok(model)
+    }
+
+    /// Codes and reconstruction of standardised content: (items, `content_dim`) -> (items, levels), and as it came.
+    pub(crate) fn round_trip(&self, x: &[f32]) -> (CodeMatrix, Vec<f32>) {
+        let stack = self.quantizer();
+        let (codes, _) = stack.quantize(&self.encode(x));
+        let reconstruction = self.decode(&stack.lookup(&codes));
+        (codes, reconstruction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::squared_norms;
+    use rand::Rng;
+
+    const CONTENT: usize = 5;
+    const LATENT: usize = 3;
+    const ROWS: usize = 60;
+
+    fn tiny() -> (RqVae, Vec<f32>) {
+        let config = RqVaeConfig { hidden: vec![7, 6], latent_dim: LATENT, beta: 0.4, ..RqVaeConfig::default() };
+        let rng = SeededRng::new(11);
+        let mut model = RqVae::new(&config, CONTENT, 2, 4, &rng);
+        let mut draw = rng.stream("test");
+        let start = model.codebook(0).start;
+        model.params[start..].iter_mut().for_each(|p| *p = draw.random::<f32>() - 0.5);
+        let x = (0..CONTENT * ROWS).map(|_| draw.random::<f32>() * 2.0 - 1.0).collect();
+        (model, x)
+    }
+
+    fn norms(model: &RqVae) -> Vec<Vec<f32>> {
+        (0..model.levels).map(|l| squared_norms(&model.params[model.codebook(l)], LATENT)).collect()
+    }
+
+    /// The loss with everything under a stop-gradient held at `base`: what the gradients are the derivative of.
+    fn surrogate(model: &RqVae, base: &RqVae, x: &[f32], codes: &[Vec<Code>]) -> f64 {
+        let square = |a: f32| f64::from(a).powi(2);
+        let (z, z0) = (model.encode(x), base.encode(x));
+        let (mut r, mut r0) = (z.clone(), z0.clone());
+        let mut loss = 0.0;
+        for (level, codes) in codes.iter().enumerate() {
+            for (row, &code) in codes.iter().enumerate() {
+                let e = &model.params[model.codeword(level, usize::from(code))];
+                let e0 = &base.params[model.codeword(level, usize::from(code))];
+                for d in 0..LATENT {
+                    let i = row * LATENT + d;
+                    loss += square(r0[i] - e[d]) + f64::from(model.beta) * square(r[i] - e0[d]);
+                    r[i] -= e0[d];
+                    r0[i] -= e0[d];
+                }
+            }
+        }
+        let quantized: Vec<f32> = z.iter().zip(&r0).map(|(z, r0)| z - r0).collect();
+        let reconstruction = model.decode(&quantized);
+        let rows = x.len() / CONTENT;
+        (loss + reconstruction.iter().zip(x).map(|(y, x)| square(y - x)).sum::<f64>()) / rows as f64
+    }
+
+    #[test]
+    fn gradients_equal_central_differences() {
+        let (model, x) = tiny();
+        let mut shard = Shard { x: x.clone(), ..Shard::default() };
+        model.backward(&mut shard, &norms(&model), 1.0 / ROWS as f32);
+        let base = surrogate(&model, &model, &x, &shard.codes);
+        assert!((base - shard.loss / ROWS as f64).abs() < 1e-5, "{base} {}", shard.loss / ROWS as f64);
+        let mut moved = 0;
+        for i in 0..model.params.len() {
+            let loss_at = |delta: f32| {
+                let mut other = model.clone();
+                other.params[i] += delta;
+                surrogate(&other, &model, &x, &shard.codes)
+            };
+            let expected = (loss_at(2e-3) - loss_at(-2e-3)) / 4e-3;
+            let found = f64::from(shard.grads[i]);
+            assert!((found - expected).abs() < 2e-3 + 0.01 * expected.abs(), "{i}: {found}, not {expected}");
+            moved += usize::from(found != 0.0);
+        }
+        assert!(moved * 10 > model.params.len() * 7, "{moved} of {} have a gradient", model.params.len());
+    }
+
+    #[test]
+    fn shards_add_up() {
+        let (model, x) = tiny();
+        let grads = |rows: Range<usize>| {
+            let x = x[rows.start * CONTENT..rows.end * CONTENT].to_vec();
+            let mut shard = Shard { x, ..Shard::default() };
+            model.backward(&mut shard, &norms(&model), 1.0 / ROWS as f32);
+            shard.grads
+        };
+        for ((all, a), b) in grads(0..ROWS).into_iter().zip(grads(0..40)).zip(grads(40..ROWS)) {
+            assert!((all - a - b).abs() < 1e-5);
+        }
+    }
+}

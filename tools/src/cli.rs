@@ -1,0 +1,564 @@
+//! What is typed becomes what is meant; one function per command.
+
+use crate::catalogue::{Catalogue, require_empty};
+use crate::config::Layers;
+use crate::demo::DemoConfig;
+use crate::error::{Fault, fault};
+use crate::interrupt::Interrupt;
+use crate::jobs::demo::DemoJob;
+use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
+use crate::jobs::{build_sids, inspect, recommend, train};
+use crate::models::RunConfig;
+use crate::progress::Stage;
+use crate::table::{
+    Interactions, Items, ReadOptions, find_in, read_histories, read_interactions, read_items, write_vectors,
+};
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use rqvae::{Method, QuantizerConfig};
+use seqmodel::{LeaveOneOut, Split};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Generative recommendation with semantic IDs.
+#[derive(Parser)]
+#[command(name = "sidrec", version, arg_required_else_help = true)]
+#[command(after_help = "Start with:\n  sidrec demo\n  sidrec demo --data DIR --out DIR")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole line on the generated catalogue or on a data directory, with a report page
+    #[command(after_help = "Examples:\n  sidrec demo\n  sidrec demo --data shop/ --out shop-demo --seed 1")]
+    Demo(DemoArgs),
+    /// Check a data set, or write the demo catalogue as files
+    #[command(subcommand, after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data check --items shop/items.jsonl --interactions shop/interactions.csv")]
+    Data(DataCommand),
+    /// Content embeddings of items
+    #[command(after_help = "Examples:\n  sidrec embed --items items.jsonl --out vectors.npy\n  sidrec embed --items items.csv --encoder models/all-MiniLM-L6-v2 --out vectors.safetensors")]
+    Embed(EmbedArgs),
+    /// Build and look at semantic IDs
+    #[command(subcommand, after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids inspect catalogue")]
+    Sids(SidsCommand),
+    /// Train a sequence model
+    #[command(after_help = "Examples:\n  sidrec train --catalogue catalogue --interactions interactions.csv --model rqt --out run\n  sidrec train --catalogue catalogue --interactions interactions.csv --model rqt --out run --resume")]
+    Train(TrainArgs),
+    /// Full-catalogue, item-level evaluation
+    #[command(after_help = "Examples:\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv --seen include --ties shuffle:1 --report report.json")]
+    Eval(EvalArgs),
+    /// Recommend to all users of a file
+    #[command(after_help = "Examples:\n  sidrec recommend --run run --catalogue catalogue --histories interactions.csv --k 10 --out out.parquet\n  sidrec recommend --run run --catalogue catalogue --histories histories.jsonl --out out.csv --beam 100")]
+    Recommend(RecommendArgs),
+    /// Shell completions
+    #[command(after_help = "Examples:\n  sidrec completions bash > sidrec.bash\n  sidrec completions zsh > _sidrec")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// Directory with items.* and interactions.*; the generated catalogue without it
+    #[arg(long, value_name = "DIR", env = "SIDREC_DATA")]
+    data: Option<PathBuf>,
+    /// Output directory; the result of an earlier demo is replaced
+    #[arg(long, value_name = "DIR", default_value = "sidrec-demo", env = "SIDREC_OUT")]
+    out: PathBuf,
+    /// Everything random follows from it
+    #[arg(long, default_value_t = 42, env = "SIDREC_SEED")]
+    seed: u64,
+    /// The smoke version: under a minute, numbers of no meaning
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Validate items and interactions and print their counts as JSON
+    #[command(after_help = "Examples:\n  sidrec data check --items items.jsonl --interactions interactions.csv\n  sidrec data check --items items.parquet --interactions events.parquet --max-reject-fraction 0.01")]
+    Check(CheckArgs),
+    /// Write the generated catalogue as files
+    #[command(after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data make-demo --out shop --items 10000 --users 20000 --seed 7")]
+    MakeDemo(MakeDemoArgs),
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    items: ItemsArgs,
+    /// Interactions: user_id, item_id, timestamp or position
+    #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
+    interactions: PathBuf,
+}
+
+#[derive(Args)]
+struct MakeDemoArgs {
+    /// New directory
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Products
+    #[arg(long, default_value_t = 3000)]
+    items: usize,
+    /// Users
+    #[arg(long, default_value_t = 6000)]
+    users: usize,
+    /// Everything random follows from it
+    #[arg(long, default_value_t = 42, env = "SIDREC_SEED")]
+    seed: u64,
+}
+
+#[derive(Args)]
+struct ItemsArgs {
+    /// Items: JSONL (.gz, .zst), CSV, TSV or Parquet with item_id and text fields
+    #[arg(long, value_name = "FILE", env = "SIDREC_ITEMS")]
+    items: PathBuf,
+    /// Text of an item, e.g. "{title} {brand}"
+    #[arg(long, value_name = "TEMPLATE", env = "SIDREC_TEXT")]
+    text: Option<String>,
+    /// Largest share of unusable rows before the run stops
+    #[arg(long, default_value_t = 0.001, env = "SIDREC_MAX_REJECT_FRACTION")]
+    max_reject_fraction: f64,
+    /// Where unusable rows are written
+    #[arg(long, value_name = "FILE", env = "SIDREC_REJECTS")]
+    rejects: Option<PathBuf>,
+}
+
+impl ItemsArgs {
+    fn options(&self) -> ReadOptions {
+        ReadOptions {
+            text_template: self.text.clone(),
+            max_reject_fraction: self.max_reject_fraction,
+            rejects_to: self.rejects.clone(),
+            ..ReadOptions::default()
+        }
+    }
+
+    fn read(&self) -> Result<Items> {
+        let stage = Stage::new("read items", 0);
+        let items = read_items(&self.items, &self.options())?;
+        stage.done(&format!("{} items, {} rows rejected", items.keys.len(), items.rejected));
+        Ok(items)
+    }
+}
+
+#[derive(Args)]
+struct EmbedArgs {
+    #[command(flatten)]
+    items: ItemsArgs,
+    /// lsa, hashed, or a local Hugging Face folder
+    #[arg(long, env = "SIDREC_ENCODER")]
+    encoder: Option<String>,
+    /// Everything random follows from it
+    #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
+    seed: u64,
+    /// Output: .safetensors, .npy or .parquet
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MethodArg {
+    /// Residual k-means
+    Rkmeans,
+    /// Residual-quantised variational autoencoder
+    Rqvae,
+    /// Codes that say nothing about the content: a control
+    Random,
+}
+
+#[derive(Subcommand)]
+enum SidsCommand {
+    /// Fit the quantiser, encode, resolve collisions, build the index
+    #[command(after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --out catalogue")]
+    Build(BuildArgs),
+    /// Health of the IDs: usage, perplexity, collisions, error
+    #[command(after_help = "Examples:\n  sidrec sids inspect catalogue\n  sidrec sids inspect catalogue --json")]
+    Inspect {
+        /// Catalogue directory
+        catalogue: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Semantic IDs of items
+    #[command(after_help = "Examples:\n  sidrec sids lookup catalogue P00001\n  sidrec sids lookup catalogue P00001 P00002")]
+    Lookup {
+        /// Catalogue directory
+        catalogue: PathBuf,
+        /// Item ids
+        #[arg(required = true)]
+        items: Vec<String>,
+    },
+    /// Items under a prefix
+    #[command(after_help = "Examples:\n  sidrec sids tree catalogue 12\n  sidrec sids tree catalogue 12,7")]
+    Tree {
+        /// Catalogue directory
+        catalogue: PathBuf,
+        /// Codes separated by commas; the root without it
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+}
+
+#[derive(Args)]
+struct BuildArgs {
+    #[command(flatten)]
+    items: ItemsArgs,
+    /// Vectors to quantise instead of encoding the text: .npy, .safetensors or .parquet
+    #[arg(long, value_name = "FILE", env = "SIDREC_EMBEDDINGS")]
+    embeddings: Option<PathBuf>,
+    /// lsa (default), hashed, or a local Hugging Face folder
+    #[arg(long, env = "SIDREC_ENCODER")]
+    encoder: Option<String>,
+    /// Quantiser
+    #[arg(long, value_enum, default_value = "rkmeans", env = "SIDREC_METHOD")]
+    method: MethodArg,
+    /// Codes per item, the suffix left out
+    #[arg(long, default_value_t = 3, env = "SIDREC_LEVELS")]
+    levels: usize,
+    /// Codes per level
+    #[arg(long, default_value_t = 256, env = "SIDREC_CODEBOOK_SIZE")]
+    codebook_size: u32,
+    /// Everything random follows from it
+    #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
+    seed: u64,
+    /// New catalogue directory
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print the health of the IDs as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct TrainArgs {
+    /// Catalogue directory
+    #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
+    catalogue: PathBuf,
+    /// Interactions: user_id, item_id, timestamp or position
+    #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
+    interactions: PathBuf,
+    /// rqt, tiger or sasrec
+    #[arg(long, default_value = "rqt", env = "SIDREC_MODEL")]
+    model: String,
+    /// Named configuration of the model
+    #[arg(long, default_value = "default", env = "SIDREC_PRESET")]
+    preset: String,
+    /// TOML file over the preset
+    #[arg(long, value_name = "FILE", env = "SIDREC_CONFIG")]
+    config: Option<PathBuf>,
+    /// Single value over everything, e.g. train.batch_size=64; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Everything random follows from it
+    #[arg(long, env = "SIDREC_SEED")]
+    seed: Option<u64>,
+    /// Seconds after which training stops
+    #[arg(long, env = "SIDREC_TIME_LIMIT")]
+    time_limit: Option<u64>,
+    /// Run directory
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the newest checkpoint in the run directory
+    #[arg(long)]
+    resume: bool,
+    /// Print every value with its origin and stop
+    #[arg(long)]
+    print_config: bool,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Run directory
+    #[arg(long, value_name = "DIR", env = "SIDREC_RUN")]
+    run: PathBuf,
+    /// Catalogue directory
+    #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
+    catalogue: PathBuf,
+    /// Beams of the search
+    #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    beam: u32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SplitArg {
+    Test,
+    Val,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum SeenArg {
+    /// Leave the history's items out of the ranking
+    Exclude,
+    /// Rank everything
+    Include,
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Interactions: user_id, item_id, timestamp or position
+    #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
+    interactions: PathBuf,
+    /// Which target
+    #[arg(long, value_enum, default_value = "test")]
+    split: SplitArg,
+    /// Depths reported; lists are as long as the largest
+    #[arg(long, value_delimiter = ',', default_value = "5,10")]
+    k: Vec<u32>,
+    /// Order of a user's events of the same time: file, or shuffle:SEED
+    #[arg(long, default_value = "file")]
+    ties: String,
+    /// Items of the history in the ranking
+    #[arg(long, value_enum, default_value = "exclude")]
+    seen: SeenArg,
+    /// Write the report as JSON; it goes to standard output in any case
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the lists as a TREC run
+    #[arg(long, value_name = "FILE")]
+    write_run: Option<PathBuf>,
+    /// Write the targets as TREC qrels
+    #[arg(long, value_name = "FILE")]
+    write_qrels: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RecommendArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Histories: user_id and a list `history`, or interactions
+    #[arg(long, value_name = "FILE")]
+    histories: PathBuf,
+    /// Items per user
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    k: u32,
+    /// Output: .parquet, .csv or .jsonl
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Demo(args) => demo(args),
+            Command::Data(DataCommand::Check(args)) => check(&args),
+            Command::Data(DataCommand::MakeDemo(args)) => make_demo(&args),
+            Command::Embed(args) => embed(&args),
+            Command::Sids(SidsCommand::Build(args)) => build(&args),
+            Command::Sids(SidsCommand::Inspect { catalogue, json }) => {
+                let report = inspect::tokenizer(&Catalogue::open(&catalogue)?);
+                if json { json_line(&report) } else { print(&inspect::describe(&report)) }
+            }
+            Command::Sids(SidsCommand::Lookup { catalogue, items }) => {
+                print(&inspect::lookup(&Catalogue::open(&catalogue)?, &items)?)
+            }
+            Command::Sids(SidsCommand::Tree { catalogue, prefix }) => {
+                print(&inspect::tree(&Catalogue::open(&catalogue)?, &prefix)?)
+            }
+            Command::Train(args) => train_model(&args),
+            Command::Eval(args) => eval(&args),
+            Command::Recommend(args) => recommend_all(&args),
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "sidrec", &mut script);
+                print(&String::from_utf8_lossy(&script))
+            }
+        }
+    }
+}
+
+/// Writes data to standard output; a reader that has gone away ends the program quietly.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn json_line(value: &impl serde::Serialize) -> Result<()> {
+    print(&(serde_json::to_string(value)? + "\n"))
+}
+
+fn demo(args: DemoArgs) -> Result<()> {
+    let mut command = "sidrec demo".to_string();
+    if let Some(data) = &args.data {
+        command += &format!(" --data {}", data.file_name().map_or("DIR".into(), |n| n.to_string_lossy()));
+    }
+    command += &format!(" --seed {}", args.seed);
+    if args.quick {
+        command += " --quick";
+    }
+    let job = DemoJob { data: args.data, out: args.out, seed: args.seed, quick: args.quick };
+    crate::jobs::demo::run(&job, &command, &Interrupt::install()?)?;
+    Ok(())
+}
+
+fn check(args: &CheckArgs) -> Result<()> {
+    let items = args.items.read()?;
+    let interactions = read(&args.interactions, &items, &args.items.options())?;
+    let lengths: Vec<usize> = interactions.histories.iter().map(<[_]>::len).collect();
+    json_line(&serde_json::json!({
+        "items": items.keys.len(),
+        "users": interactions.users.len(),
+        "interactions": interactions.count,
+        "history": {
+            "min": lengths.iter().min(),
+            "mean": interactions.count as f64 / lengths.len().max(1) as f64,
+            "max": lengths.iter().max(),
+        },
+        "has_time": interactions.has_time,
+        "unknown_items": interactions.unknown_items,
+        "rejected": { "items": items.rejected, "interactions": interactions.rejected },
+        "duplicates": items.duplicates,
+        "items_without_text": items.texts.iter().filter(|t| t.render().is_empty()).count(),
+    }))
+}
+
+fn read(path: &Path, items: &Items, options: &ReadOptions) -> Result<Interactions> {
+    let stage = Stage::new("read interactions", 0);
+    let interactions = read_interactions(path, &items.keys, options)?;
+    stage.done(&format!("{} of {} users", interactions.count, interactions.users.len()));
+    Ok(interactions)
+}
+
+fn make_demo(args: &MakeDemoArgs) -> Result<()> {
+    require_empty(&args.out)?;
+    let data = crate::demo::generate(&DemoConfig { items: args.items, users: args.users, seed: args.seed });
+    crate::demo::write(&args.out, &data)?;
+    json_line(&serde_json::json!({
+        "items": data.items.len(),
+        "interactions": data.events.len(),
+        "out": [find_in(&args.out, "items")?, find_in(&args.out, "interactions")?],
+    }))
+}
+
+fn embed(args: &EmbedArgs) -> Result<()> {
+    let items = args.items.read()?;
+    let source = build_sids::Content::choose(&items, None, args.encoder.as_deref(), args.seed)?;
+    let vectors = source.vectors(&items)?;
+    write_vectors(&args.out, &vectors, &items.keys)?;
+    json_line(&serde_json::json!({ "items": vectors.rows(), "dim": vectors.dim, "encoder": source.name() }))
+}
+
+fn build(args: &BuildArgs) -> Result<()> {
+    require_empty(&args.out)?;
+    let items = args.items.read()?;
+    let source =
+        build_sids::Content::choose(&items, args.embeddings.as_deref(), args.encoder.as_deref(), args.seed)?;
+    let content = source.vectors(&items)?;
+    let config = QuantizerConfig {
+        method: match args.method {
+            MethodArg::Rkmeans => Method::ResidualKmeans,
+            MethodArg::Rqvae => Method::RqVae,
+            MethodArg::Random => Method::Random,
+        },
+        levels: args.levels,
+        codebook_size: args.codebook_size,
+        seed: args.seed,
+        ..QuantizerConfig::default()
+    };
+    config.validate().map_err(|e| fault(Fault::Usage, e))?;
+    let built = build_sids::build(&items, &content, &source.name(), &config, &|_| true)?;
+    let quantizer = built.quantizer.as_ref();
+    built.catalogue.write(&args.out, &built.residual_norms, quantizer, &|dir| source.save(dir))?;
+    let report = inspect::tokenizer(&built.catalogue);
+    if args.json { json_line(&report) } else { print(&inspect::describe(&report)) }
+}
+
+fn train_model(args: &TrainArgs) -> Result<()> {
+    let preset = RunConfig::preset(&args.model, &args.preset).map_err(|e| fault(Fault::Usage, e))?;
+    let mut layers = Layers::preset(&preset, &format!("preset {} {}", args.model, args.preset))?;
+    if let Some(path) = &args.config {
+        layers.file(path)?;
+    }
+    if let Some(seed) = args.seed {
+        layers.set(&format!("train.seed={seed}"), "--seed")?;
+    }
+    if let Some(seconds) = args.time_limit {
+        layers.set(&format!("train.time_limit_s={seconds}"), "--time-limit")?;
+    }
+    for assignment in &args.set {
+        layers.set(assignment, "--set")?;
+    }
+    let config = layers.resolve()?;
+    if args.print_config {
+        return print(&layers.print());
+    }
+    let catalogue = Catalogue::open(&args.catalogue)?;
+    let interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
+    let outcome = train::run(&config, &catalogue, &interactions, &args.out, args.resume, &Interrupt::install()?)?;
+    json_line(&serde_json::json!({
+        "model": config.model.name(),
+        "stop": outcome.stop,
+        "steps": outcome.steps,
+        "epochs": outcome.epochs,
+        "best_step": outcome.best_step,
+        "val": { "recall@10": outcome.best },
+        "seconds": outcome.seconds,
+    }))
+}
+
+fn eval(args: &EvalArgs) -> Result<()> {
+    if args.k.is_empty() || args.k.iter().any(|k| !(1..=1000).contains(k)) {
+        return Err(fault(Fault::Usage, "--k: expected depths from 1 to 1000"));
+    }
+    let catalogue = Catalogue::open(&args.run.catalogue)?;
+    let trained = train::load(&args.run.run, &catalogue)?;
+    let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
+    if args.ties != "file" {
+        let seed = args.ties.strip_prefix("shuffle:").and_then(|seed| seed.parse().ok());
+        let seed = seed.ok_or_else(|| fault(Fault::Usage, format!("--ties {}: expected file or shuffle:SEED", args.ties)))?;
+        interactions.histories = shuffle_ties(&interactions, seed);
+    }
+    let width = args.run.beam as usize;
+    let retriever = trained.model.retriever(&catalogue.trie, width, catalogue.keys.tie_hash());
+    let question = Question {
+        split: match args.split {
+            SplitArg::Test => Split::Test,
+            SplitArg::Val => Split::Val,
+        },
+        k: args.k.iter().copied().max().unwrap_or(10) as usize,
+        exclude_seen: args.seen == SeenArg::Exclude,
+        beam: trained.model.generative(&catalogue.trie, width).map(|_| width),
+        history_cap: Some(trained.model.config().history_cap()),
+        ties: args.ties.clone(),
+        seeds: vec![trained.seed],
+    };
+    let split = LeaveOneOut::new(&interactions.histories);
+    let mut stage = Stage::new("evaluate", split.users() as u64);
+    let (report, cases, found) = measure(retriever.as_ref(), &split, catalogue.keys.len(), &question, &mut |done, of| {
+        stage.at(done as u64, of as u64, "users");
+    })?;
+    stage.done(&format!("recall@10 {:.4} ± {:.4}", report.metrics.recall_at_10, report.ci95.recall_at_10));
+    let mut json = serde_json::to_value(&report)?;
+    for k in &args.k {
+        json["metrics"][format!("recall@{k}")] = found.ranks.recall_at(*k).into();
+        json["metrics"][format!("ndcg@{k}")] = found.ranks.ndcg_at(*k).into();
+    }
+    let files = (args.write_run.as_deref(), args.write_qrels.as_deref());
+    write_trec(&catalogue, &interactions.users, (&report, &cases, &found), files.0, files.1)?;
+    if let Some(path) = &args.report {
+        rqvae::write_atomic(path, &serde_json::to_vec_pretty(&json)?)?;
+    }
+    json_line(&json)
+}
+
+fn recommend_all(args: &RecommendArgs) -> Result<()> {
+    let known = ["parquet", "csv", "jsonl"];
+    if !args.out.extension().and_then(|e| e.to_str()).is_some_and(|e| known.contains(&e)) {
+        return Err(fault(Fault::Usage, format!("--out {}: expected .parquet, .csv or .jsonl", args.out.display())));
+    }
+    let catalogue = Catalogue::open(&args.run.catalogue)?;
+    let trained = train::load(&args.run.run, &catalogue)?;
+    let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
+    let (k, beam) = (args.k as usize, args.run.beam as usize);
+    let rows = recommend::recommend(&trained.model, &catalogue, &histories, k, beam)?;
+    recommend::write(&args.out, &rows)
+}

@@ -1,0 +1,9 @@
+//! The jobs behind the subcommands, as library functions.
+
+pub mod build_sids;
+pub mod cold;
+pub mod demo;
+pub mod eval;
+pub mod inspect;
+pub mod recommend;
+pub mod train;

@@ -1,0 +1,261 @@
+//! Training: a model by name, a run directory, metrics line by line, resume.
+
+use crate::catalogue::{Catalogue, require_empty};
+use crate::error::{Fault, bad_data, cannot_create, fault, input_missing};
+use crate::interrupt::Interrupt;
+use crate::models::{Model, ModelConfig, Observer, RunConfig};
+use crate::progress::Stage;
+use crate::table::Interactions;
+use anyhow::{Context, Result};
+use fs4::fs_std::FileExt;
+use rqvae::{CheckpointDir, SeededRng};
+use seqmodel::data::Case;
+use seqmodel::nn::load_parameters;
+use seqmodel::train::{EpochRecord, Identity, Outcome, Stop, Validation};
+use seqmodel::{EvalConfig, ItemFeatures, LeaveOneOut, Split, evaluate};
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Beams used in validation.
+const VALIDATION_BEAM: usize = 30;
+
+/// What a model may see of a catalogue.
+pub fn features(catalogue: &Catalogue) -> Result<ItemFeatures> {
+    let content = Arc::new(catalogue.content.clone());
+    Ok(ItemFeatures::new(Arc::new(catalogue.sids.clone()), Some(content))?)
+}
+
+/// Digest of all histories: two runs with the same one saw the same data.
+pub fn data_digest(split: &LeaveOneOut) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for user in 0..split.users() {
+        let bytes: Vec<u8> = split.train(user).iter().flat_map(|item| item.0.to_le_bytes()).collect();
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(&bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The validation users: all, or a seeded draw of `users`.
+pub fn validation_cases<'a>(split: &LeaveOneOut<'a>, users: usize, seed: u64) -> Vec<Case<'a>> {
+    let cases = split.cases(Split::Val);
+    if users == 0 || users >= cases.len() {
+        return cases;
+    }
+    let mut rng = SeededRng::new(seed).stream("validation users");
+    let rows: BTreeSet<usize> = rand::seq::index::sample(&mut rng, cases.len(), users).into_iter().collect();
+    rows.into_iter().map(|row| cases[row]).collect()
+}
+
+/// Trains `model` on `split`, with validation over the live items of the catalogue by beam search.
+#[expect(clippy::too_many_arguments, reason = "one call per run; each argument is a thing of its own")]
+pub fn fit(
+    model: &Model,
+    config: &RunConfig,
+    catalogue: &Catalogue,
+    split: &LeaveOneOut,
+    output: Option<&CheckpointDir>,
+    resume: bool,
+    observer: &mut dyn Observer,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Outcome> {
+    let cases = validation_cases(split, config.train.eval_users, config.train.seed);
+    let ties = catalogue.keys.tie_hash();
+    let mut validate = |model: &Model| {
+        let retriever = model.retriever(&catalogue.trie, VALIDATION_BEAM, ties);
+        let eval = EvalConfig { k: 10, exclude_seen: true };
+        let found = evaluate(retriever.as_ref(), &cases, catalogue.keys.len(), eval, &mut |_| {})?.metrics();
+        Ok(Validation { recall_at_10: found.recall_at_10, ndcg_at_10: found.ndcg_at_10 })
+    };
+    // The limits may be moved when a run goes on; everything else belongs to its identity.
+    let mut essential = config.clone();
+    (essential.train.time_limit_s, essential.train.patience) = (0, 1);
+    let identity = Identity {
+        model: config.model.name().to_string(),
+        config: blake3::hash(toml::to_string(&essential)?.as_bytes()).to_hex().to_string(),
+        data: data_digest(split),
+        sids: catalogue.sids.digest(),
+    };
+    let toml = toml::to_string_pretty(&config.model)?;
+    model.train(&config.train, split, identity, output.map(|dir| (dir, toml)), resume, &mut validate, observer, interrupted)
+}
+
+/// Draws progress and keeps the records.
+pub struct Recorder<'a> {
+    stage: Stage,
+    epochs: u64,
+    epoch: u64,
+    last: String,
+    /// All records so far.
+    pub records: Vec<EpochRecord>,
+    sink: Option<&'a mut dyn Write>,
+}
+
+impl<'a> Recorder<'a> {
+    /// A stage called `name` of `epochs` epochs; records also go to `sink` as JSON lines.
+    pub fn new(name: &str, epochs: u64, sink: Option<&'a mut dyn Write>) -> Self {
+        let stage = Stage::new(name, 1000 * epochs);
+        Self { stage, epochs, epoch: 0, last: String::new(), records: Vec::new(), sink }
+    }
+
+    /// Ends the stage; returns its seconds and the records.
+    pub fn done(self, message: &str) -> (f64, Vec<EpochRecord>) {
+        (self.stage.done(message), self.records)
+    }
+}
+
+impl Observer for Recorder<'_> {
+    fn step(&mut self, done: u64, of: u64, loss: f64) {
+        let at = self.epoch * 1000 + 1000 * done / of.max(1);
+        let message = format!("epoch {}/{} loss {loss:.3} {}", self.epoch + 1, self.epochs, self.last);
+        self.stage.at(at, 1000 * self.epochs, &message);
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
+        self.epoch = record.epoch;
+        if let Some(val) = record.val {
+            self.last = format!("val recall@10 {:.4}", val.recall_at_10);
+            self.stage.note(&format!(
+                "  epoch {:>3}  loss {:>7.4}  lr {:.2e}  {:>6.0} examples/s  val recall@10 {:.4} ndcg@10 {:.4}",
+                record.epoch, record.loss, record.lr, record.examples_per_second, val.recall_at_10, val.ndcg_at_10
+            ));
+        }
+        if let Some(sink) = &mut self.sink {
+            serde_json::to_writer(&mut **sink, record)?;
+            sink.write_all(b"\n")?;
+            sink.flush()?;
+        }
+        self.records.push(record.clone());
+        Ok(())
+    }
+}
+
+/// Trains into the run directory `out`.
+///
+/// # Errors
+/// Cannot create when `out` is in use or holds a run and `resume` is not set; interrupted after a clean checkpoint.
+pub fn run(
+    config: &RunConfig,
+    catalogue: &Catalogue,
+    interactions: &Interactions,
+    out: &Path,
+    resume: bool,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    config.validate()?;
+    if !resume {
+        require_empty(out)?;
+    }
+    fs::create_dir_all(out).map_err(|e| cannot_create(out, e))?;
+    let _lock = lock(out)?;
+    let checkpoints = CheckpointDir::create(out)?;
+    rqvae::write_atomic(&out.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
+    let path = out.join("metrics.jsonl");
+    if resume {
+        drop_unsaved(&path, &checkpoints)?;
+    }
+    let mut metrics =
+        OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
+    let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
+    let name = format!("train {}", config.model.name());
+    let mut recorder = Recorder::new(&name, config.train.max_epochs, Some(&mut metrics));
+    let split = LeaveOneOut::new(&interactions.histories);
+    let outcome = fit(&model, config, catalogue, &split, Some(&checkpoints), resume, &mut recorder, &|| {
+        interrupt.signal().is_some()
+    })?;
+    recorder.done(&format!(
+        "{} epochs, {} parameters, best val recall@10 {:.4} at step {}",
+        outcome.epochs,
+        model.params().count(),
+        outcome.best,
+        outcome.best_step
+    ));
+    if outcome.stop == Stop::Interrupted {
+        let signal = interrupt.signal().unwrap_or(signal_hook::consts::SIGINT);
+        let message = format!("interrupted; checkpoint of step {} written, go on with --resume", outcome.steps);
+        return Err(fault(Fault::Interrupted(signal), message));
+    }
+    Ok(outcome)
+}
+
+/// One trainer per directory; the lock goes with the process.
+fn lock(out: &Path) -> Result<File> {
+    let path = out.join(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| cannot_create(&path, e))?;
+    let free = FileExt::try_lock_exclusive(&file).map_err(|e| cannot_create(&path, e))?;
+    if free { Ok(file) } else { Err(cannot_create(out, "another trainer is at work in this directory")) }
+}
+
+/// Removes records of epochs after the checkpoint that a resumed run starts from: they will be written again.
+fn drop_unsaved(path: &Path, checkpoints: &CheckpointDir) -> Result<()> {
+    let Some(latest) = checkpoints.latest()? else { return Ok(()) };
+    let state: serde_json::Value = serde_json::from_slice(&latest.read("state.json")?)?;
+    let step = state["step"].as_u64().unwrap_or(0);
+    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|line| serde_json::from_str::<EpochRecord>(line).is_ok_and(|record| record.step <= step))
+        .collect();
+    let text = kept.iter().map(|line| format!("{line}\n")).collect::<String>();
+    Ok(rqvae::write_atomic(path, text.as_bytes())?)
+}
+
+/// A trained model with what evaluation reports about its run.
+pub struct Trained {
+    /// The model with its best weights.
+    pub model: Model,
+    /// Seed it was trained with.
+    pub seed: u64,
+}
+
+/// Loads the best weights of a run directory, or the newest where there are no best ones yet.
+///
+/// # Errors
+/// Input missing when it is no run; bad data when the run was trained on another SID table, naming both.
+pub fn load(run: &Path, catalogue: &Catalogue) -> Result<Trained> {
+    if !run.is_dir() {
+        return Err(input_missing(run));
+    }
+    let checkpoints = CheckpointDir::open(run);
+    let checkpoint = match checkpoints.best()? {
+        Some(best) => best,
+        None => checkpoints.latest()?.ok_or_else(|| {
+            input_missing(&run.join("best")).context(format!("{} holds no checkpoint", run.display()))
+        })?,
+    };
+    let text = String::from_utf8(checkpoint.read("model.toml")?)
+        .map_err(|_| bad_data(format!("{}: not UTF-8", checkpoint.file("model.toml").display())))?;
+    let config: ModelConfig =
+        toml::from_str(&text).map_err(|e| bad_data(format!("{}: {e}", checkpoint.file("model.toml").display())))?;
+    let state: serde_json::Value = serde_json::from_slice(&checkpoint.read("state.json")?)?;
+    let (found, expected) = (catalogue.sids.digest(), field(&state, "sids"));
+    if found != expected {
+        return Err(bad_data(format!(
+            "{}: trained on SID table {}, the catalogue has {}; use the catalogue of the run or train again",
+            run.display(),
+            short(&expected),
+            short(&found)
+        )));
+    }
+    let path = run.join("config.toml");
+    let seed = fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| toml::from_str::<RunConfig>(&text).ok())
+        .map_or(0, |config| config.train.seed);
+    let model = Model::new(&config, &features(catalogue)?, 0)?;
+    let weights = checkpoint.file("model.safetensors");
+    let tensors = load_parameters(&checkpoint.read("model.safetensors")?, &weights)?;
+    model.params().assign(&tensors).with_context(|| weights.display().to_string())?;
+    Ok(Trained { model, seed })
+}
+
+fn field(state: &serde_json::Value, name: &str) -> String {
+    state["identity"][name].as_str().unwrap_or("unknown").to_string()
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}

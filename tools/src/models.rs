@@ -1,0 +1,256 @@
+//! Every trainable model by name: its configuration, how it is built, trained and asked.
+
+use anyhow::Result;
+use beam::Trie;
+use rqvae::Decay;
+use seqmodel::data::{Window, windows};
+use seqmodel::dense::{SasRec, SasRecConfig, SasRecRetriever};
+use seqmodel::nn::Parameters;
+use seqmodel::retrieve::Retriever;
+use seqmodel::rqt::{Rqt, RqtConfig};
+use seqmodel::tiger::{Sample, Tiger, TigerConfig, samples};
+use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
+use seqmodel::{
+    Generative, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A model and its numbers; `kind` is the name on the command line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ModelConfig {
+    /// RQ-Transformer over items.
+    Rqt(RqtConfig),
+    /// TIGER's encoder-decoder.
+    Tiger(TigerConfig),
+    /// `SASRec` with full-softmax cross-entropy.
+    Sasrec(SasRecConfig),
+}
+
+/// All that a training run is configured by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// The trainer.
+    pub train: TrainConfig,
+}
+
+/// Names that `--model` takes.
+pub const MODELS: [&str; 3] = ["rqt", "tiger", "sasrec"];
+
+impl RunConfig {
+    /// The defaults of `model`, or of one of its named presets.
+    ///
+    /// # Errors
+    /// When there is no such model or preset; the message lists those that exist.
+    pub fn preset(model: &str, preset: &str) -> Result<Self> {
+        let train = TrainConfig::default();
+        let config = match (model, preset) {
+            ("rqt", "default") => Self {
+                model: ModelConfig::Rqt(RqtConfig { item_embedding: true, ..RqtConfig::default() }),
+                train: TrainConfig { max_epochs: 60, ..train },
+            },
+            ("rqt", "demo") => Self {
+                model: ModelConfig::Rqt(RqtConfig { item_embedding: true, ..RqtConfig::default() }),
+                train: TrainConfig { batch_size: 128, max_epochs: 30, eval_users: 2000, ..train },
+            },
+            ("sasrec", "demo") => Self {
+                model: ModelConfig::Sasrec(SasRecConfig::default()),
+                train: TrainConfig { batch_size: 128, max_epochs: 30, eval_users: 2000, patience: 4, ..train },
+            },
+            ("rqt", "quick") => Self {
+                model: ModelConfig::Rqt(RqtConfig { dim: 64, head_dim: 16, hidden: 256, ..RqtConfig::default() }),
+                train: TrainConfig { max_epochs: 3, eval_every: 1, eval_users: 500, ..train },
+            },
+            ("tiger", "paper" | "default") => Self {
+                model: ModelConfig::Tiger(TigerConfig::default()),
+                train: TrainConfig { decay: Decay::InverseSqrt, warmup_steps: 1000, weight_decay: 0.01, ..train },
+            },
+            ("tiger", "grid") => Self {
+                model: ModelConfig::Tiger(TigerConfig { separator: true, dropout: 0.15, ..TigerConfig::default() }),
+                train: TrainConfig { decay: Decay::Constant, weight_decay: 1e-4, ..train },
+            },
+            ("tiger", "quick") => Self {
+                model: ModelConfig::Tiger(TigerConfig {
+                    dim: 64,
+                    heads: 2,
+                    head_dim: 32,
+                    hidden: 128,
+                    encoder_layers: 1,
+                    decoder_layers: 1,
+                    ..TigerConfig::default()
+                }),
+                train: TrainConfig { max_epochs: 2, eval_every: 1, eval_users: 500, ..train },
+            },
+            ("sasrec", "default") => Self {
+                model: ModelConfig::Sasrec(SasRecConfig::default()),
+                train: TrainConfig { max_epochs: 40, patience: 4, ..train },
+            },
+            ("sasrec", "quick") => Self {
+                model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }),
+                train: TrainConfig { max_epochs: 3, eval_every: 1, eval_users: 500, ..train },
+            },
+            (name, other) if MODELS.contains(&name) => {
+                let presets = if name == "tiger" { "paper, grid, quick" } else { "default, demo, quick" };
+                anyhow::bail!("model `{name}` has no preset `{other}`; presets: {presets}")
+            }
+            (other, _) => anyhow::bail!("no model `{other}`; models: {}", MODELS.join(", ")),
+        };
+        Ok(config)
+    }
+
+    /// Checks every field.
+    pub fn validate(&self) -> Result<()> {
+        match &self.model {
+            ModelConfig::Rqt(config) => config.validate()?,
+            ModelConfig::Tiger(config) => config.validate()?,
+            ModelConfig::Sasrec(config) => config.validate()?,
+        }
+        Ok(self.train.validate()?)
+    }
+}
+
+impl ModelConfig {
+    /// Name on the command line and in tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Rqt(_) => "rqt",
+            Self::Tiger(_) => "tiger",
+            Self::Sasrec(_) => "sasrec",
+        }
+    }
+
+    /// Newest items of a history that the model reads.
+    pub fn history_cap(&self) -> usize {
+        match self {
+            Self::Rqt(config) => config.history_cap,
+            Self::Tiger(config) => config.history_cap,
+            Self::Sasrec(config) => config.history_cap,
+        }
+    }
+}
+
+enum Network {
+    Rqt(Rqt),
+    Tiger(Tiger),
+    Sasrec(SasRec),
+}
+
+/// A model with its parameters.
+pub struct Model {
+    config: ModelConfig,
+    network: Network,
+    params: Parameters,
+}
+
+enum TrainingData {
+    Windows(Vec<Window>),
+    Samples(Vec<Sample>),
+}
+
+/// What training reports while it runs.
+pub trait Observer {
+    /// After a step: steps done in this epoch, steps per epoch, loss.
+    fn step(&mut self, done: u64, of: u64, loss: f64);
+    /// After an epoch.
+    fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
+}
+
+impl Model {
+    /// A model over `features` with parameters drawn from `seed`.
+    pub fn new(config: &ModelConfig, features: &ItemFeatures, seed: u64) -> Result<Self> {
+        let params = Parameters::new(seed);
+        let vb = params.builder();
+        let network = match config {
+            ModelConfig::Rqt(config) => Network::Rqt(Rqt::new(config, features.clone(), &vb)?),
+            ModelConfig::Tiger(config) => Network::Tiger(Tiger::new(config, features.clone(), &vb)?),
+            ModelConfig::Sasrec(config) => Network::Sasrec(SasRec::new(config, features.len(), &vb)?),
+        };
+        Ok(Self { config: config.clone(), network, params })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> &Parameters {
+        &self.params
+    }
+
+    /// How it is asked: beams of `width` over `trie` where it generates, all items at once where it does not.
+    pub fn retriever<'a>(&'a self, trie: &'a Trie, width: usize, tie_hash: &[u64]) -> Box<dyn Retriever + 'a> {
+        match &self.network {
+            Network::Rqt(rqt) => Box::new(Generative::new(rqt, trie, width)),
+            Network::Tiger(tiger) => Box::new(Generative::new(tiger, trie, width)),
+            Network::Sasrec(sasrec) => Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))),
+        }
+    }
+
+    /// The generative face, where it has one.
+    pub fn generative<'a>(&'a self, trie: &'a Trie, width: usize) -> Option<Generative<'a>> {
+        match &self.network {
+            Network::Rqt(rqt) => Some(Generative::new(rqt, trie, width)),
+            Network::Tiger(tiger) => Some(Generative::new(tiger, trie, width)),
+            Network::Sasrec(_) => None,
+        }
+    }
+
+    /// Trains on `split`; at the end the parameters are the best ones unless it was interrupted.
+    #[expect(clippy::too_many_arguments, reason = "one call per run; each argument is a thing of its own")]
+    pub fn train(
+        &self,
+        config: &TrainConfig,
+        split: &LeaveOneOut,
+        identity: Identity,
+        output: Option<(&rqvae::CheckpointDir, String)>,
+        resume: bool,
+        validate: &mut dyn FnMut(&Self) -> Result<Validation>,
+        observer: &mut dyn Observer,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        let data = match &self.network {
+            Network::Rqt(rqt) => TrainingData::Windows(windows(split, rqt.config().history_cap)),
+            Network::Tiger(tiger) => TrainingData::Samples(samples(split, tiger.config().history_cap)),
+            Network::Sasrec(sasrec) => TrainingData::Windows(windows(split, sasrec.config().history_cap)),
+        };
+        let objective: Box<dyn seqmodel::train::Objective + '_> = match (&self.network, &data) {
+            (Network::Rqt(model), TrainingData::Windows(windows)) => Box::new(RqtObjective { model, windows }),
+            (Network::Sasrec(model), TrainingData::Windows(windows)) => Box::new(SasRecObjective { model, windows }),
+            (Network::Tiger(model), TrainingData::Samples(samples)) => Box::new(TigerObjective { model, samples }),
+            _ => anyhow::bail!("model and training data do not belong together"),
+        };
+        let mut trainer = Trainer::new(config, &self.params, identity);
+        if let Some((dir, toml)) = output {
+            trainer = trainer.with_checkpoints(dir, toml);
+        }
+        // The trainer speaks the floor's errors; ours travel around it.
+        let failure = std::cell::RefCell::new(None);
+        let observer = std::cell::RefCell::new(observer);
+        let keep = |error: anyhow::Error| {
+            let short = seqmodel::Error::Mismatch {
+                what: "callback".into(),
+                expected: "success".into(),
+                found: error.to_string(),
+            };
+            *failure.borrow_mut() = Some(error);
+            short
+        };
+        let outcome = trainer.run(
+            objective.as_ref(),
+            resume,
+            &mut || validate(self).map_err(keep),
+            &mut |done, of, loss| observer.borrow_mut().step(done, of, loss),
+            &mut |record| observer.borrow_mut().epoch(record).map_err(keep),
+            interrupted,
+        );
+        match failure.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(outcome?),
+        }
+    }
+}
