@@ -25,7 +25,14 @@ fn main() -> Result<(), Failure> {
     let quantizer = fit_quantizer(&config, &content, &mut |p| {
         if p.done % 20 == 0 || p.done == p.total {
             let loss = p.loss.unwrap_or(f64::NAN);
-            let _ = writeln!(out, "{:6.1}s {} {}/{} loss {loss:.4}", start.elapsed().as_secs_f64(), p.stage, p.done, p.total);
+            let _ = writeln!(
+                out,
+                "{:6.1}s {} {}/{} loss {loss:.4}",
+                start.elapsed().as_secs_f64(),
+                p.stage,
+                p.done,
+                p.total
+            );
         }
     })?;
     let fitted = start.elapsed().as_secs_f64();
@@ -34,6 +41,10 @@ fn main() -> Result<(), Failure> {
     let rate = content.rows() as f64 / start.elapsed().as_secs_f64();
     let stats = SidStats::of(&encoded.codes, quantizer.codebook_sizes());
     writeln!(out, "{}", serde_json::to_string(&stats)?)?;
-    writeln!(out, "fit {fitted:.1} s, encode {rate:.0} items/s, relative error {:.4}", encoded.relative_error(&content))?;
+    writeln!(
+        out,
+        "fit {fitted:.1} s, encode {rate:.0} items/s, relative error {:.4}",
+        encoded.relative_error(&content)
+    )?;
     Ok(())
 }

@@ -4,7 +4,7 @@ mod lloyd;
 mod matmul;
 mod residual_kmeans;
 
-pub use lloyd::{Kmeans, KmeansConfig};
 pub(crate) use lloyd::{BLOCK, lloyd, nearest_in_block, squared_distance, squared_norms};
+pub use lloyd::{Kmeans, KmeansConfig};
 pub(crate) use matmul::{Matrix, matmul};
 pub use residual_kmeans::{ResidualKmeans, ResidualKmeansConfig};
