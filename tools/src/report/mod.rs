@@ -6,6 +6,9 @@
 mod charts;
 mod html;
 mod ordered;
+#[cfg(test)]
+mod sample;
+mod sections;
 mod terminal;
 
 pub use html::render_html;
