@@ -100,7 +100,7 @@ impl<'t> CpuKernel<'t> {
 
     /// The best `width` children of the beams of `request`, best first, with their codes.
     fn expand(
-        &self,
+        self,
         beams: &CpuBeams,
         request: usize,
         scores: &Scores,

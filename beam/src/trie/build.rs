@@ -12,7 +12,7 @@ impl Trie {
     /// The table does not fit 32-bit numbers.
     pub fn build(table: &SidTable) -> Result<Self> {
         let items = u32::try_from(table.items()).map_err(|_| too_many(table))?;
-        Self::from_order(table, (0..items).collect())
+        Ok(Self::from_order(table, (0..items).collect()))
     }
 
     /// As [`Trie::build`]; items that share an ID are ordered by ascending `tie_hash` (items,).
@@ -30,10 +30,10 @@ impl Trie {
         let items = u32::try_from(table.items()).map_err(|_| too_many(table))?;
         let mut order: Vec<u32> = (0..items).collect();
         order.sort_unstable_by_key(|item| (tie_hash[*item as usize], *item));
-        Self::from_order(table, order)
+        Ok(Self::from_order(table, order))
     }
 
-    fn from_order(table: &SidTable, mut order: Vec<u32>) -> Result<Self> {
+    fn from_order(table: &SidTable, mut order: Vec<u32>) -> Self {
         let levels = table.spec().len();
         let flat = table.flat();
         let mut scratch = vec![0; order.len()];
@@ -82,12 +82,12 @@ impl Trie {
             starts[level].push(below);
         }
         starts[levels].push(order.len() as u32);
-        Ok(Self::new(
+        Self::new(
             table.spec().clone(),
             codes,
             starts,
             order.into_iter().map(ItemIdx).collect(),
-        ))
+        )
     }
 }
 

@@ -1,98 +1,18 @@
 //! The arrays on disk, checked on load so that search may index without looking.
 //!
-//! Entries, with n_l nodes of l codes: `trie.codes.<l>` u8 or u16 (n_{l+1},), `trie.starts.<l>` u32 (n_{l+1} + 1,),
+//! Entries, n being the nodes of l + 1 codes: `trie.codes.<l>` u8 or u16 (n,), `trie.starts.<l>` u32 (n + 1,),
 //! `trie.leaf_items` u32 (items,); metadata `spec`. The root is not stored.
 
 use super::Trie;
 use crate::Result;
 use rqvae::{Artefact, ArtefactWriter, Code, Error, ItemIdx, SidSpec};
-use safetensors::tensor::{Dtype, SafeTensors};
-use std::path::Path;
 
 /// Levels with at most this many codes take one byte a node.
 const BYTE: u32 = 256;
 
-/// One array of a file: name, type, length, little-endian bytes.
-pub type Entry = (String, Dtype, usize, Vec<u8>);
-
-enum Array {
-    U8(Vec<u8>),
-    U16(Vec<u16>),
-    U32(Vec<u32>),
-}
+const ITEMS: &str = "trie.leaf_items";
 
 impl Trie {
-    fn arrays(&self) -> Vec<(String, Array)> {
-        let mut arrays = Vec::with_capacity(2 * self.levels() + 1);
-        for (level, codes) in self.codes.iter().enumerate() {
-            let codes = if self.spec.codes_at(level) <= BYTE {
-                Array::U8(codes.iter().map(|code| *code as u8).collect())
-            } else {
-                Array::U16(codes.clone())
-            };
-            arrays.push((codes_name(level), codes));
-            arrays.push((
-                starts_name(level),
-                Array::U32(self.starts[level + 1].clone()),
-            ));
-        }
-        let items = self.leaf_items.iter().map(|item| item.0).collect();
-        arrays.push((ITEMS.to_string(), Array::U32(items)));
-        arrays
-    }
-
-    /// The `trie.*` arrays, for a container that carries the spec itself.
-    pub fn entries(&self) -> Vec<Entry> {
-        let entry = |(name, array)| match array {
-            Array::U8(array) => (name, Dtype::U8, array.len(), array),
-            Array::U16(array) => {
-                let bytes = array.iter().flat_map(|x| x.to_le_bytes()).collect();
-                (name, Dtype::U16, array.len(), bytes)
-            }
-            Array::U32(array) => {
-                let bytes = array.iter().flat_map(|x| x.to_le_bytes()).collect();
-                (name, Dtype::U32, array.len(), bytes)
-            }
-        };
-        self.arrays().into_iter().map(entry).collect()
-    }
-
-    /// Reads [`Trie::entries`] back; `path` names the file in errors.
-    ///
-    /// # Errors
-    /// [`rqvae::Error::Corrupt`] naming the array, when the arrays are not those of a trie of `spec`.
-    pub fn from_file(file: &SafeTensors, spec: &SidSpec, path: &Path) -> Result<Self> {
-        let bytes = |name: &str, dtype: Dtype| {
-            let view = file.tensor(name);
-            let view = view.map_err(|_| corrupt(path, format!("array `{name}` is missing")))?;
-            if view.dtype() != dtype || view.shape().len() != 1 {
-                let found = format!("{:?} of shape {:?}", view.dtype(), view.shape());
-                let reason =
-                    format!("array `{name}`: expected {dtype:?} of one axis, found {found}");
-                return Err(corrupt(path, reason));
-            }
-            Ok(view.data())
-        };
-        let codes = |name: &str, byte: bool| {
-            if byte {
-                return Ok(bytes(name, Dtype::U8)?
-                    .iter()
-                    .map(|code| Code::from(*code))
-                    .collect());
-            }
-            let pairs = bytes(name, Dtype::U16)?.as_chunks().0;
-            Ok(pairs
-                .iter()
-                .map(|pair| Code::from_le_bytes(*pair))
-                .collect())
-        };
-        let numbers = |name: &str| {
-            let words = bytes(name, Dtype::U32)?.as_chunks().0;
-            Ok(words.iter().map(|word| u32::from_le_bytes(*word)).collect())
-        };
-        Self::read(path, spec.clone(), codes, numbers)
-    }
-
     /// Adds the `trie.*` arrays and the `spec` to `writer`.
     ///
     /// # Errors
@@ -100,51 +20,42 @@ impl Trie {
     pub fn save_into(&self, writer: &mut ArtefactWriter) -> Result<()> {
         let spec = serde_json::json!(self.spec).to_string();
         writer.metadata("spec", &spec);
-        for (name, array) in self.arrays() {
-            match array {
-                Array::U8(array) => writer.u8s(&name, &[array.len()], &array)?,
-                Array::U16(array) => writer.u16s(&name, &[array.len()], &array)?,
-                Array::U32(array) => writer.u32s(&name, &[array.len()], &array)?,
+        for (level, codes) in self.codes.iter().enumerate() {
+            if self.spec.codes_at(level) <= BYTE {
+                let bytes: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
+                writer.u8s(&codes_name(level), &[codes.len()], &bytes)?;
+            } else {
+                writer.u16s(&codes_name(level), &[codes.len()], codes)?;
             }
+            let starts = &self.starts[level + 1];
+            writer.u32s(&starts_name(level), &[starts.len()], starts)?;
         }
+        let items: Vec<u32> = self.leaf_items.iter().map(|item| item.0).collect();
+        writer.u32s(ITEMS, &[items.len()], &items)?;
         Ok(())
     }
 
     /// Reads what [`Trie::save_into`] wrote.
     ///
     /// # Errors
-    /// As [`Trie::from_file`].
+    /// [`rqvae::Error::Corrupt`] naming the array, when the arrays are not those of a trie.
     pub fn load(artefact: &Artefact) -> Result<Self> {
-        let path = artefact.path();
-        let spec = serde_json::from_str(artefact.metadata("spec")?)
-            .map_err(|error| corrupt(path, format!("metadata `spec`: {error}")))?;
-        let codes = |name: &str, byte: bool| {
-            if byte {
-                return Ok(artefact.u8s(name)?.1.into_iter().map(Code::from).collect());
-            }
-            Ok(artefact.u16s(name)?.1)
-        };
-        Self::read(path, spec, codes, |name| Ok(artefact.u32s(name)?.1))
-    }
-
-    /// Fetches all arrays and checks that they are a trie.
-    fn read(
-        path: &Path,
-        spec: SidSpec,
-        fetch_codes: impl Fn(&str, bool) -> Result<Vec<Code>>,
-        fetch_numbers: impl Fn(&str) -> Result<Vec<u32>>,
-    ) -> Result<Self> {
+        let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
+        let spec: SidSpec = serde_json::from_str(artefact.metadata("spec")?)
+            .map_err(|error| corrupt(format!("metadata `spec`: {error}")))?;
         spec.validate()?;
         let mut codes = Vec::with_capacity(spec.len());
         let mut starts = vec![Vec::new()];
         for level in 0..spec.len() {
-            codes.push(fetch_codes(
-                &codes_name(level),
-                spec.codes_at(level) <= BYTE,
-            )?);
-            starts.push(fetch_numbers(&starts_name(level))?);
+            let name = codes_name(level);
+            codes.push(if spec.codes_at(level) <= BYTE {
+                artefact.u8s(&name)?.1.into_iter().map(Code::from).collect()
+            } else {
+                artefact.u16s(&name)?.1
+            });
+            starts.push(artefact.u32s(&starts_name(level))?.1);
         }
-        let leaf_items = fetch_numbers(ITEMS)?;
+        let leaf_items = artefact.u32s(ITEMS)?.1;
         starts[0] = vec![0, codes[0].len() as u32];
         for (level, cuts) in starts.iter().enumerate() {
             let nodes = if level == 0 {
@@ -164,7 +75,7 @@ impl Trie {
                 };
                 let reason =
                     format!("array `{name}` does not cut {below} children into {nodes} nodes");
-                return Err(corrupt(path, reason));
+                return Err(corrupt(reason).into());
             }
         }
         for (level, row) in codes.iter().enumerate() {
@@ -178,14 +89,14 @@ impl Trie {
                 let name = codes_name(level);
                 let reason =
                     format!("array `{name}`: siblings are not ascending codes below {size}");
-                return Err(corrupt(path, reason));
+                return Err(corrupt(reason).into());
             }
         }
         let mut seen = vec![false; leaf_items.len()];
         for item in &leaf_items {
             if seen.get(*item as usize) != Some(&false) {
                 let reason = format!("array `{ITEMS}`: item {item} is out of range or there twice");
-                return Err(corrupt(path, reason));
+                return Err(corrupt(reason).into());
             }
             seen[*item as usize] = true;
         }
@@ -198,8 +109,6 @@ impl Trie {
     }
 }
 
-const ITEMS: &str = "trie.leaf_items";
-
 fn codes_name(level: usize) -> String {
     format!("trie.codes.{level}")
 }
@@ -208,16 +117,13 @@ fn starts_name(level: usize) -> String {
     format!("trie.starts.{level}")
 }
 
-fn corrupt(path: &Path, reason: String) -> crate::Error {
-    Error::corrupt(path, reason).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::trie::build::tests::table;
     use proptest::prelude::*;
     use rqvae::SidTable;
+    use std::path::Path;
 
     fn bytes(trie: &Trie) -> Vec<u8> {
         let mut writer = ArtefactWriter::new("trie", 1);
@@ -227,35 +133,6 @@ mod tests {
 
     fn load(bytes: Vec<u8>) -> Result<Trie> {
         Trie::load(&Artefact::from_bytes(Path::new("x"), bytes, "trie", 1)?)
-    }
-
-    #[test]
-    fn entries_are_what_the_artefact_holds() {
-        let spec = SidSpec {
-            codebook_sizes: vec![300, 4],
-            suffix_size: None,
-        };
-        let trie = Trie::build(&SidTable::new(spec, vec![299, 3, 0, 1]).unwrap()).unwrap();
-        let whole = bytes(&trie);
-        let file = SafeTensors::deserialize(&whole).unwrap();
-        for (name, dtype, len, bytes) in trie.entries() {
-            let view = file.tensor(&name).unwrap();
-            assert_eq!(
-                (view.dtype(), view.shape(), view.data()),
-                (dtype, &[len][..], &bytes[..])
-            );
-        }
-        let other = SidSpec {
-            codebook_sizes: vec![300, 3],
-            suffix_size: None,
-        };
-        let error = Trie::from_file(&file, &other, Path::new("x"))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "x: array `trie.codes.1`: siblings are not ascending codes below 3"
-        );
     }
 
     #[test]
@@ -283,8 +160,6 @@ mod tests {
             let trie = Trie::build(&table).unwrap();
             let whole = bytes(&trie);
             prop_assert_eq!(&load(whole.clone()).unwrap(), &trie);
-            let file = SafeTensors::deserialize(&whole).unwrap();
-            prop_assert_eq!(&Trie::from_file(&file, trie.spec(), Path::new("x")).unwrap(), &trie);
             let at = at.index(whole.len());
             prop_assert!(load(whole[..at].to_vec()).is_err());
             let mut flipped = whole.clone();

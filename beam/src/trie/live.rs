@@ -93,9 +93,9 @@ impl LiveMask {
                 .filter(|(node, denied)| counts[*node as usize] == *denied);
             blocked[level] = dead.map(|(node, _)| *node).collect();
             if level > 0 {
-                nodes
-                    .iter_mut()
-                    .for_each(|(node, _)| *node = trie.parent(level, *node));
+                for (node, _) in &mut nodes {
+                    *node = trie.parent(level, *node);
+                }
             }
         }
         let denied = (!denied.is_empty()).then(|| {

@@ -4,7 +4,7 @@
 //! level [`Trie::levels`] are leaves. Nodes of a level are numbered in lexicographic order of their prefixes, so the
 //! children of a node are neighbours in the next level and their numbers need not be stored.
 //!
-//! Shapes, with n_l nodes at level l: codes[l] (n_{l+1},), starts[l] (n_l + 1,), leaf items (items,).
+//! Shapes, with `n_l` nodes at level l: `codes[l]` (`n_{l+1}`,), `starts[l]` (`n_l` + 1,), leaf items (items,).
 
 mod build;
 mod file;
