@@ -32,7 +32,7 @@ pub(super) struct Line {
 
 /// Lines over a common x axis.
 pub(super) fn line_chart(lines: &[Line], x_label: &str, from_zero: bool) -> anyhow::Result<String> {
-    const SIZE: (u32, u32) = (540, 300);
+    const SIZE: (u32, u32) = (520, 300);
     let all = || lines.iter().flat_map(|l| &l.points);
     let x_end = all().map(|p| p.0).fold(0.0, f64::max).max(1e-9);
     let x_start = all().map(|p| p.0).fold(x_end, f64::min).min(0.0);
@@ -48,11 +48,11 @@ pub(super) fn line_chart(lines: &[Line], x_label: &str, from_zero: bool) -> anyh
         let mut chart = ChartBuilder::on(&root)
             .margin_top(10)
             .margin_right(16)
-            .x_label_area_size(40)
-            .y_label_area_size(46)
+            .x_label_area_size(46)
+            .y_label_area_size(48)
             .build_cartesian_2d(x_start..x_end, bottom..high + pad)
             .map_err(drawing)?;
-        let label = ("sans-serif", 13).into_font().color(&INK);
+        let label = ("sans-serif", 17).into_font().color(&INK);
         chart
             .configure_mesh()
             .disable_x_mesh()

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Context;
 
-use super::{DemoReport, Extras, MetricsTable, charts, sections};
+use super::{DemoReport, Extras, MetricsTable, charts, sections, tables};
 
 const TEMPLATE: &str = include_str!("../page/report.html");
 const STYLE: &str = include_str!("../page/report.css");
@@ -17,11 +17,11 @@ pub fn render_html(report: &DemoReport, extras: &Extras) -> anyhow::Result<Strin
         &extras.dataset
     };
     let body = [
-        sections::metrics(report, extras)?,
-        sections::samples(extras)?,
-        sections::cold_start(report, extras)?,
+        tables::metrics(report, extras)?,
         sections::curves(extras)?,
+        tables::cold_start(report, extras)?,
         sections::tokenizer(report, extras)?,
+        sections::samples(extras)?,
         sections::timing(report)?,
         sections::notes(extras)?,
     ]
@@ -111,7 +111,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// The tables of the extras, or one made of the report's metrics.
-pub(super) fn tables(report: &DemoReport, extras: &Extras) -> Vec<MetricsTable> {
+pub(super) fn protocols(report: &DemoReport, extras: &Extras) -> Vec<MetricsTable> {
     if !extras.tables.is_empty() {
         return extras.tables.clone();
     }

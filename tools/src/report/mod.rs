@@ -9,6 +9,7 @@ mod ordered;
 #[cfg(test)]
 mod sample;
 mod sections;
+mod tables;
 mod terminal;
 
 pub use html::render_html;
@@ -239,4 +240,37 @@ pub struct SampleItem {
     pub score: Option<f64>,
     /// Whether this is the held-out target.
     pub is_target: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_json_has_the_promised_keys_and_survives_a_round_trip() {
+        let (report, _) = sample::made_up();
+        let json = serde_json::to_value(&report).unwrap();
+        let keys = |v: &serde_json::Value| -> Vec<String> {
+            v.as_object().unwrap().keys().cloned().collect()
+        };
+        assert_eq!(
+            keys(&json),
+            [
+                "items",
+                "users",
+                "interactions",
+                "tokenizer",
+                "models",
+                "cold_start",
+                "timing"
+            ]
+        );
+        let metrics = ["recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr@10"];
+        assert_eq!(keys(&json["models"]["rqt"]), metrics);
+        assert_eq!(keys(&json["models"])[0], "popular");
+        assert_eq!(json["cold_start"][0]["method"], "content-knn");
+        assert_eq!(json["tokenizer"]["suffix_size"], 4);
+        let back: DemoReport = serde_json::from_value(json).unwrap();
+        assert_eq!(back, report);
+    }
 }

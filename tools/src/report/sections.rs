@@ -1,123 +1,11 @@
-//! The parts of the page.
+//! The page's other parts: curves, IDs, users, time, protocol.
 
 use std::fmt::Write as _;
 
 use super::charts::{COLORS, Line, SHADES, heat_map, line_chart};
-use super::html::{duration, escape, grouped, tables};
-use super::{
-    ColdStartRow, Curve, CurvePoint, DemoReport, Extras, MetricSet, MetricsTable, Sample,
-    SampleItem,
-};
-
-/// What a model is, for readers who do not know its name.
-fn about(model: &str) -> &'static str {
-    match model {
-        "popular" => "what sells most",
-        "itemknn" | "item-knn" => "bought by the same users",
-        "content-knn" => "similar text",
-        "sasrec" => "transformer over item embeddings",
-        "rqt" => "transformer over semantic IDs, one position per item",
-        "tiger" => "encoder-decoder over semantic IDs",
-        "mf" => "matrix factorization",
-        "random" => "control",
-        _ => "",
-    }
-}
-
-fn named(model: &str) -> String {
-    match about(model) {
-        "" => escape(model),
-        text => format!("{}<small>{text}</small>", escape(model)),
-    }
-}
-
-/// A bar with an optional interval; all in the unit of `top`, the right end.
-fn meter(value: f64, half: Option<f64>, top: f64) -> String {
-    let scale = |v: f64| (100.0 * v / top.max(1e-12)).clamp(0.0, 100.0);
-    let mut track = format!(
-        "<span class=\"fill\" style=\"width:{:.2}%\"></span>",
-        scale(value)
-    );
-    let mut text = format!("{value:.4}");
-    if let Some(half) = half {
-        let (from, to) = (scale(value - half), scale(value + half));
-        let _ = write!(
-            track,
-            "<span class=\"whisker\" style=\"left:{from:.2}%;width:{:.2}%\"></span>",
-            to - from
-        );
-        let _ = write!(text, " <i>± {half:.4}</i>");
-    }
-    format!(
-        "<div class=\"meter\"><span class=\"track\">{track}</span><span class=\"value\">{text}</span></div>"
-    )
-}
-
-/// The metrics tables, one per protocol.
-pub(super) fn metrics(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
-    let tables = tables(report, extras);
-    if tables.iter().all(|t| t.rows.is_empty()) {
-        return Ok(String::new());
-    }
-    let mut out = String::from(
-        "<section><h2>How good are the lists?</h2>\n<p>Each user's last item is hidden and looked for in a \
-         ranking of the whole catalogue. recall@10 is the share of users who find it among the first ten; the \
-         thin line is the 95 % interval over users.</p>\n",
-    );
-    for table in &tables {
-        metrics_table(&mut out, table, &extras.highlight)?;
-    }
-    out += "</section>\n";
-    Ok(out)
-}
-
-fn metrics_table(out: &mut String, table: &MetricsTable, highlight: &str) -> std::fmt::Result {
-    let reach = |r: &super::MetricsRow| r.metrics.recall_10 + r.ci95.map_or(0.0, |c| c.recall_10);
-    let top = table.rows.iter().map(reach).fold(0.0, f64::max);
-    let coverage = table.rows.iter().any(|r| r.coverage_10.is_some());
-    writeln!(
-        out,
-        "<div class=\"card\"><h3>{}, {} users</h3><div class=\"scroll\"><table><thead><tr><th>model</th>\
-         <th class=\"wide\">recall@10</th><th>recall@5</th><th>ndcg@5</th><th>ndcg@10</th><th>mrr@10</th>{}</tr></thead><tbody>",
-        escape(&table.title),
-        grouped(table.users),
-        if coverage { "<th>coverage@10</th>" } else { "" },
-    )?;
-    let columns: [fn(&MetricSet) -> f64; 4] =
-        [|m| m.recall_5, |m| m.ndcg_5, |m| m.ndcg_10, |m| m.mrr_10];
-    for row in &table.rows {
-        write!(
-            out,
-            "<tr{}><td>{}</td><td class=\"wide\">{}</td>",
-            own(&row.model, highlight),
-            named(&row.model),
-            meter(row.metrics.recall_10, row.ci95.map(|c| c.recall_10), top)
-        )?;
-        for column in columns {
-            let value = column(&row.metrics);
-            let best = table.rows.iter().all(|r| column(&r.metrics) <= value);
-            let class = if best { " class=\"best\"" } else { "" };
-            write!(out, "<td{class}>{value:.4}</td>")?;
-        }
-        if coverage {
-            match row.coverage_10 {
-                Some(share) => write!(out, "<td>{share:.3}</td>")?,
-                None => out.push_str("<td></td>"),
-            }
-        }
-        out.push_str("</tr>\n");
-    }
-    out.push_str("</tbody></table></div></div>\n");
-    Ok(())
-}
-
-fn own(model: &str, highlight: &str) -> &'static str {
-    if model == highlight {
-        " class=\"own\""
-    } else {
-        ""
-    }
-}
+use super::html::{duration, escape, grouped};
+use super::tables::own;
+use super::{Curve, CurvePoint, DemoReport, Extras, Sample, SampleItem};
 
 /// Users with their histories and lists.
 pub(super) fn samples(extras: &Extras) -> anyhow::Result<String> {
@@ -174,7 +62,7 @@ fn user(out: &mut String, sample: &Sample, highlight: &str) -> std::fmt::Result 
         let class = own(&list.model, highlight);
         writeln!(
             out,
-            "<div><h4{class}>{}</h4><ol class=\"items\">",
+            "<div><h4{class}>{}</h4><ol class=\"items ranked\">",
             escape(&list.model)
         )?;
         for entry in &list.items {
@@ -198,66 +86,22 @@ fn user(out: &mut String, sample: &Sample, highlight: &str) -> std::fmt::Result 
 
 /// Category, semantic ID and score, as far as known.
 fn details(entry: &SampleItem) -> String {
-    let mut parts = Vec::new();
-    if !entry.category.is_empty() {
-        parts.push(escape(&entry.category));
-    }
+    let mut model = Vec::new();
     if !entry.sid.is_empty() {
-        parts.push(format!(
-            "<span class=\"chip mono\">{}</span>",
-            escape(&entry.sid)
-        ));
+        let sid = escape(&entry.sid);
+        model.push(format!("<span class=\"chip mono\">{sid}</span>"));
     }
     if let Some(score) = entry.score {
-        parts.push(format!("{score:.2}"));
+        model.push(format!("{score:.2}").replace('-', "−"));
     }
-    if parts.is_empty() {
+    if entry.category.is_empty() && model.is_empty() {
         return String::new();
     }
-    format!("<small>{}</small>", parts.join(" · "))
-}
-
-/// Recall on products that training has not seen.
-pub(super) fn cold_start(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
-    let rows = &report.cold_start;
-    if rows.is_empty() {
-        return Ok(String::new());
-    }
-    let top = rows.iter().map(|r| r.recall_unseen).fold(0.0, f64::max);
-    let mut out = String::from(
-        "<section><h2>New products</h2>\n<p>Products without a single interaction in training. They get semantic \
-         IDs from the frozen quantizer and join the search tree; nothing is retrained. Recall is over users \
-         whose next item is such a product.</p>\n<div class=\"card\"><div class=\"scroll\"><table><thead><tr>\
-         <th>method</th><th class=\"wide\">recall on new</th><th>k</th><th>ndcg on new</th><th>recall, all</th>\
-         <th>recall, warm</th><th>new in lists</th></tr></thead><tbody>\n",
-    );
-    for row in rows {
-        let ColdStartRow {
-            method, epsilon, k, ..
-        } = row;
-        let name = epsilon.map_or_else(|| escape(method), |e| format!("{}, ε {e}", escape(method)));
-        let name = match about(method) {
-            "" => name,
-            text => format!("{name}<small>{text}</small>"),
-        };
-        let class = if method.starts_with(extras.highlight.as_str()) && !extras.highlight.is_empty()
-        {
-            " class=\"own\""
-        } else {
-            ""
-        };
-        writeln!(
-            out,
-            "<tr{class}><td>{name}</td><td class=\"wide\">{}</td><td>{k}</td><td>{:.4}</td><td>{:.4}</td><td>{:.4}</td><td>{:.3}</td></tr>",
-            meter(row.recall_unseen, None, top),
-            row.ndcg_unseen,
-            row.recall_all,
-            row.recall_warm,
-            row.unseen_share,
-        )?;
-    }
-    out += "</tbody></table></div></div></section>\n";
-    Ok(out)
+    format!(
+        "<small>{} <span class=\"code\">{}</span></small>",
+        escape(&entry.category),
+        model.join(" ")
+    )
 }
 
 /// Loss and validation recall over training.
@@ -322,8 +166,8 @@ pub(super) fn tokenizer(report: &DemoReport, extras: &Extras) -> anyhow::Result<
     ];
     let mut out = String::from(
         "<section><h2>Semantic IDs</h2>\n<p>Each level of an ID refines the one before. Good IDs use all codes \
-         about equally and leave few products with the same ID. One cell is one code; darker means more \
-         products.</p>\n<div class=\"card\"><dl class=\"facts\">",
+         about equally and leave few products with the same ID. One cell is one code; the stronger its \
+         color, the more products.</p>\n<div class=\"card\"><dl class=\"facts\">",
     );
     for (name, value) in facts {
         write!(out, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value))?;
@@ -351,7 +195,7 @@ pub(super) fn tokenizer(report: &DemoReport, extras: &Extras) -> anyhow::Result<
             .concat();
         writeln!(
             out,
-            "<div class=\"scale\"><span>unused</span>{cells}<span>most used of the level</span></div></div>"
+            "<div class=\"scale\"><span>unused</span>{cells}<span>most used</span></div></div>"
         )?;
     }
     if !extras.prefixes.is_empty() {
@@ -409,4 +253,41 @@ pub(super) fn notes(extras: &Extras) -> anyhow::Result<String> {
     }
     out += "</ul></section>\n";
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample::made_up;
+
+    #[test]
+    fn users_show_history_target_and_hits() {
+        let (_, extras) = made_up();
+        let html = samples(&extras).unwrap();
+        assert_eq!(html.matches("class=\"card user\"").count(), 5);
+        assert_eq!(html.matches("<li class=\"hit\"").count(), 3);
+        assert!(html.contains("rqt found it at rank 3"));
+        assert!(html.contains("… 7 earlier"));
+        assert!(html.contains("−2.10"));
+    }
+
+    #[test]
+    fn one_map_per_level_and_one_legend_entry_per_stage() {
+        let (report, extras) = made_up();
+        let ids = tokenizer(&report, &extras).unwrap();
+        assert_eq!(ids.matches("<svg").count(), 3);
+        let time = timing(&report).unwrap();
+        assert_eq!(time.matches("<span>").count(), report.timing.0.len());
+        assert!(time.contains("2 min 01 s"));
+    }
+
+    #[test]
+    fn curves_fall_back_to_steps() {
+        let (_, mut extras) = made_up();
+        assert!(curves(&extras).unwrap().contains("epoch"));
+        for point in extras.curves.iter_mut().flat_map(|c| &mut c.points) {
+            point.epoch = 0.0;
+        }
+        assert!(curves(&extras).unwrap().contains("\nstep\n"));
+    }
 }

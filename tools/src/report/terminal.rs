@@ -3,7 +3,7 @@
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
-use super::{ColdStartRow, MetricsTable, Sample, SampleItem};
+use super::{ColdStartRow, MetricsTable, Sample, SampleItem, SampleList};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -120,12 +120,11 @@ pub fn samples_table(samples: &[Sample], width: u16) -> String {
             .unwrap_or(0);
         for row in 0..longest.max(history.len()) {
             let mut cells = vec![Cell::new(history.get(row).map_or("", String::as_str))];
-            cells.extend(
-                sample
-                    .lists
-                    .iter()
-                    .map(|l| Cell::new(l.items.get(row).map_or(String::new(), ranked))),
-            );
+            let place = |list: &SampleList| {
+                let item = list.items.get(row);
+                Cell::new(item.map_or(String::new(), |i| ranked(row + 1, i)))
+            };
+            cells.extend(sample.lists.iter().map(place));
             grid.add_row(cells);
         }
         out += &grid.to_string();
@@ -134,9 +133,9 @@ pub fn samples_table(samples: &[Sample], width: u16) -> String {
     out
 }
 
-fn ranked(item: &SampleItem) -> String {
+fn ranked(rank: usize, item: &SampleItem) -> String {
     let mark = if item.is_target { "✓ " } else { "" };
-    format!("{mark}{}", item.title)
+    format!("{rank}. {mark}{}", item.title)
 }
 
 #[cfg(test)]
