@@ -40,9 +40,7 @@ fn popularity(shop: &Shop, product: &Product, time: i64) -> f64 {
         return 0.0;
     }
     let age = (time - product.launched) as f64 / DAY as f64;
-    product.appeal
-        * (0.6 + 0.6 * (-age / 250.0).exp() + 5.0 * (-age / 30.0).exp())
-        * season(shop, product.sub, time)
+    product.appeal * (0.6 + 0.6 * (-age / 250.0).exp() + 5.0 * (-age / 30.0).exp()) * season(shop, product.sub, time)
 }
 
 fn season(shop: &Shop, sub: usize, time: i64) -> f64 {
@@ -111,18 +109,13 @@ impl Situation<'_> {
     fn anchors(&self) -> Vec<(&Product, f64)> {
         let newest = self.held.iter().rev().zip(ANCHORS);
         let total: f64 = newest.clone().map(|(_, chance)| chance).sum();
-        newest
-            .map(|(&p, chance)| (&self.shop.products[p], chance / total))
-            .collect()
+        newest.map(|(&p, chance)| (&self.shop.products[p], chance / total)).collect()
     }
 
     /// Sub-categories that may follow an anchor, with their chances.
     fn followers(&self, anchor: &Product) -> Vec<(usize, f64)> {
         let weigh = |&(sub, chance): &(usize, f64)| {
-            let own = self
-                .held
-                .iter()
-                .filter(|&&p| self.shop.products[p].sub == sub);
+            let own = self.held.iter().filter(|&&p| self.shop.products[p].sub == sub);
             let has = if sub == anchor.sub { 0 } else { own.count() };
             (sub, chance * HAS_ALREADY.powf(has as f64))
         };
@@ -134,12 +127,7 @@ impl Situation<'_> {
         let mut subs = Vec::new();
         for (department, &wanted) in self.shop.departments.iter().zip(&self.taste.departments) {
             if wanted > 0.0 {
-                let weigh = |&s: &usize| {
-                    (
-                        s,
-                        self.shop.subs[s].demand * season(self.shop, s, self.time),
-                    )
-                };
+                let weigh = |&s: &usize| (s, self.shop.subs[s].demand * season(self.shop, s, self.time));
                 let own = normalized(department.subs.iter().map(weigh).collect());
                 subs.extend(own.into_iter().map(|(s, chance)| (s, wanted * chance)));
             }
@@ -150,11 +138,7 @@ impl Situation<'_> {
     /// Weights of all products by what sells now, zero for those held already.
     fn trend(&self) -> Vec<f64> {
         let weigh = |(product, p): (usize, &Product)| {
-            if self.held.contains(&product) {
-                0.0
-            } else {
-                popularity(self.shop, p, self.time).powf(TREND)
-            }
+            if self.held.contains(&product) { 0.0 } else { popularity(self.shop, p, self.time).powf(TREND) }
         };
         self.shop.products.iter().enumerate().map(weigh).collect()
     }
@@ -246,13 +230,7 @@ mod tests {
         let lives = simulate(&shop, 20, 3);
         for (taste, life) in tastes.iter().zip(&lives) {
             let held: Vec<usize> = life.iter().map(|p| p.product).collect();
-            let law = Situation {
-                shop: &shop,
-                taste,
-                held: &held,
-                time: START + DAYS * DAY,
-            }
-            .law();
+            let law = Situation { shop: &shop, taste, held: &held, time: START + DAYS * DAY }.law();
             let total: f64 = law.iter().sum();
             assert!(total > 0.9 && total < 1.0 + 1e-9, "{total}");
             assert!(held.iter().all(|&p| law[p] == 0.0));

@@ -52,13 +52,11 @@ fn levels(seed: u64) -> BTreeMap<&'static str, f64> {
         let held = products(&life[..life.len() - 1]);
         let mut add = |name, scores: &[f64]| {
             let better = (0..items).filter(|i| scores[*i] > scores[target] && !held.contains(i));
-            *hits.entry(name).or_default() +=
-                f64::from(u8::from(scores[target] > 0.0 && better.count() < 10));
+            *hits.entry(name).or_default() += f64::from(u8::from(scores[target] > 0.0 && better.count() < 10));
         };
         add("popularity", &counts);
 
-        let (mut knn, mut near, mut markov) =
-            (vec![0.0; items], vec![0.0; items], vec![0.0; items]);
+        let (mut knn, mut near, mut markov) = (vec![0.0; items], vec![0.0; items], vec![0.0; items]);
         for (back, &h) in held.iter().rev().enumerate() {
             let recency = 0.7_f64.powf(back as f64);
             for (&i, &both) in &together[h] {
@@ -73,20 +71,14 @@ fn levels(seed: u64) -> BTreeMap<&'static str, f64> {
                 for (i, next) in shop.products.iter().enumerate() {
                     let line = if anchor.line == next.line { 8.0 } else { 1.0 };
                     let brand = if anchor.brand == next.brand { 2.0 } else { 1.0 };
-                    markov[i] +=
-                        weight * follows[anchor.sub * subs + next.sub] * counts[i] * line * brand;
+                    markov[i] += weight * follows[anchor.sub * subs + next.sub] * counts[i] * line * brand;
                 }
             }
         }
         add("item-knn", &knn);
         add("content-knn", &near);
         add("sub-category chain", &markov);
-        let situation = Situation {
-            shop: &shop,
-            taste,
-            held: &held,
-            time: life[life.len() - 1].time,
-        };
+        let situation = Situation { shop: &shop, taste, held: &held, time: life[life.len() - 1].time };
         add("law", &situation.law());
     }
     let tested = lives.len().div_ceil(TESTED) as f64;
@@ -126,13 +118,7 @@ fn content_vectors(shop: &Shop) -> Vec<Vec<(usize, f64)>> {
     let mut ids: BTreeMap<String, usize> = BTreeMap::new();
     let mut documents = Vec::new();
     for p in &shop.products {
-        let text = format!(
-            "{} {} {} {}",
-            p.title,
-            p.brand_name,
-            p.path.join(" "),
-            p.description
-        );
+        let text = format!("{} {} {} {}", p.title, p.brand_name, p.path.join(" "), p.description);
         let mut words: BTreeMap<usize, f64> = BTreeMap::new();
         for word in text.to_lowercase().split(|c: char| !c.is_alphanumeric()) {
             if !word.is_empty() {
@@ -149,10 +135,8 @@ fn content_vectors(shop: &Shop) -> Vec<Vec<(usize, f64)>> {
     }
     let total = documents.len() as f64;
     let weigh = |words: BTreeMap<usize, f64>| {
-        let vector: Vec<(usize, f64)> = words
-            .into_iter()
-            .map(|(id, n)| (id, (1.0 + n.ln()) * (total / containing[id]).ln()))
-            .collect();
+        let vector: Vec<(usize, f64)> =
+            words.into_iter().map(|(id, n)| (id, (1.0 + n.ln()) * (total / containing[id]).ln())).collect();
         let norm = dot(&vector, &vector).sqrt();
         vector.into_iter().map(|(id, v)| (id, v / norm)).collect()
     };
@@ -162,10 +146,7 @@ fn content_vectors(shop: &Shop) -> Vec<Vec<(usize, f64)>> {
 #[test]
 fn every_signal_works_somewhat_and_none_alone_is_enough() {
     let found = levels(42);
-    let shown: Vec<String> = found
-        .iter()
-        .map(|(name, value)| format!("{name} {value:.4}"))
-        .collect();
+    let shown: Vec<String> = found.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     let shown = shown.join(", ");
     println!("{shown}");
     assert!((0.025..0.060).contains(&found["popularity"]), "{shown}");

@@ -61,11 +61,7 @@ pub struct DemoConfig {
 
 impl Default for DemoConfig {
     fn default() -> Self {
-        Self {
-            items: 3_000,
-            users: 6_000,
-            seed: 42,
-        }
+        Self { items: 3_000, users: 6_000, seed: 42 }
     }
 }
 
@@ -136,11 +132,7 @@ fn publish(shop: &Shop, purchases: &[Vec<Purchase>], config: &DemoConfig) -> Dem
     for (row, &product) in rows.iter().enumerate() {
         row_of[product] = row;
     }
-    let items = rows
-        .iter()
-        .zip(item_ids)
-        .map(|(&product, id)| describe(&shop.products[product], id))
-        .collect();
+    let items = rows.iter().zip(item_ids).map(|(&product, id)| describe(&shop.products[product], id)).collect();
 
     let mut all: Vec<(i64, usize, usize)> = Vec::new();
     for (user, list) in purchases.iter().enumerate() {
@@ -153,18 +145,10 @@ fn publish(shop: &Shop, purchases: &[Vec<Purchase>], config: &DemoConfig) -> Dem
         .into_iter()
         .map(|(time, user, item)| {
             last = time.max(last.saturating_add(1));
-            DemoEvent {
-                user_id: user_ids[user].clone(),
-                item,
-                timestamp: last,
-            }
+            DemoEvent { user_id: user_ids[user].clone(), item, timestamp: last }
         })
         .collect();
-    DemoData {
-        items,
-        events,
-        new_since: START + (DAYS - NEW_DAYS) * DAY,
-    }
+    DemoData { items, events, new_since: START + (DAYS - NEW_DAYS) * DAY }
 }
 
 fn describe(product: &Product, item_id: String) -> DemoItem {
@@ -184,11 +168,7 @@ fn shuffled_ids(letter: char, count: usize, rng: &mut ChaCha8Rng) -> Vec<String>
     let mut numbers: Vec<usize> = (1..=2 * count).collect();
     numbers.shuffle(rng);
     let digits = (2 * count).to_string().len().max(5);
-    numbers
-        .into_iter()
-        .take(count)
-        .map(|n| format!("{letter}{n:0digits$}"))
-        .collect()
+    numbers.into_iter().take(count).map(|n| format!("{letter}{n:0digits$}")).collect()
 }
 
 /// Writes `items.jsonl` and `interactions.csv` (`user_id,item_id,timestamp`) into a directory, which is made if
@@ -222,21 +202,13 @@ mod tests {
     use super::*;
 
     fn small() -> DemoData {
-        generate(&DemoConfig {
-            items: 500,
-            users: 400,
-            seed: 7,
-        })
+        generate(&DemoConfig { items: 500, users: 400, seed: 7 })
     }
 
     #[test]
     fn same_seed_same_data_and_another_seed_other_data() {
         assert_eq!(small(), small());
-        let other = generate(&DemoConfig {
-            items: 500,
-            users: 400,
-            seed: 8,
-        });
+        let other = generate(&DemoConfig { items: 500, users: 400, seed: 8 });
         assert_ne!(small().events, other.events);
     }
 
@@ -245,10 +217,7 @@ mod tests {
         let data = small();
         let mut histories: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for event in &data.events {
-            histories
-                .entry(&event.user_id)
-                .or_default()
-                .push(event.item);
+            histories.entry(&event.user_id).or_default().push(event.item);
         }
         assert_eq!(histories.len(), 400);
         for history in histories.values() {
@@ -261,19 +230,11 @@ mod tests {
     #[test]
     fn times_are_distinct_and_nothing_sells_before_its_launch() {
         let data = small();
-        assert!(
-            data.events
-                .windows(2)
-                .all(|w| w[0].timestamp < w[1].timestamp)
-        );
+        assert!(data.events.windows(2).all(|w| w[0].timestamp < w[1].timestamp));
         for event in &data.events {
             assert!(data.items[event.item].launched <= event.timestamp);
         }
-        let new = data
-            .items
-            .iter()
-            .filter(|i| i.launched >= data.new_since)
-            .count();
+        let new = data.items.iter().filter(|i| i.launched >= data.new_since).count();
         assert!((15..=35).contains(&new), "{new} of 500 items are new");
     }
 
@@ -295,10 +256,7 @@ mod tests {
         let data = small();
         let mut sorted: Vec<_> = data.items.iter().collect();
         sorted.sort_by(|a, b| a.item_id.cmp(&b.item_id));
-        let same = sorted
-            .windows(2)
-            .filter(|w| w[0].categories[2] == w[1].categories[2])
-            .count();
+        let same = sorted.windows(2).filter(|w| w[0].categories[2] == w[1].categories[2]).count();
         assert!(same < 60, "{same} of 499 neighbors share a sub-category");
     }
 

@@ -135,14 +135,9 @@ impl Shop {
     /// Makes a shop of exactly `items` products.
     pub(super) fn new(items: usize, seed: u64) -> Self {
         let mut rng = stream(seed, 1);
-        let words: Vocabulary =
-            toml::from_str(VOCABULARY).expect("compiled in and parsed by a test");
+        let words: Vocabulary = toml::from_str(VOCABULARY).expect("compiled in and parsed by a test");
         let kept = (items / ITEMS_PER_DEPARTMENT).clamp(1, words.department.len());
-        let mut shop = Self {
-            departments: Vec::new(),
-            subs: Vec::new(),
-            products: Vec::new(),
-        };
+        let mut shop = Self { departments: Vec::new(), subs: Vec::new(), products: Vec::new() };
         let mut brands = 0;
         let mut lines = 0;
         for (number, words) in words.department[..kept].iter().enumerate() {
@@ -169,11 +164,7 @@ impl Shop {
             first_sub + found.expect("transitions stay in the department, as a test checks")
         };
         // Whole numbers, so that shares add up.
-        let sizes: Vec<usize> = words
-            .sub
-            .iter()
-            .map(|_| rng.random_range(60..=140))
-            .collect();
+        let sizes: Vec<usize> = words.sub.iter().map(|_| rng.random_range(60..=140)).collect();
         let total: usize = sizes.iter().sum();
         let mut titles = BTreeSet::new();
         let (mut before, mut sum) = (0, 0);
@@ -184,9 +175,7 @@ impl Shop {
             let then = transitions(&sub.then, position);
             let demand = log_normal(rng, 0.5);
             let first = self.products.len();
-            let covering: Vec<usize> = (0..lines.len())
-                .filter(|&l| lines[l].covers[local])
-                .collect();
+            let covering: Vec<usize> = (0..lines.len()).filter(|&l| lines[l].covers[local]).collect();
             for _ in 0..count {
                 let line = *covering.choose(rng).expect("every sub-category has lines");
                 let mut product = make_product(words, sub, &lines[line], &mut titles, rng);
@@ -232,10 +221,7 @@ fn make_lines(words: &DepartmentWords, first_brand: usize, rng: &mut ChaCha8Rng)
     for (number, brand) in words.brands.iter().enumerate() {
         let (brand_name, names) = brand.split_once(": ").unwrap_or((brand, "One"));
         // The first two brands of a department sell everything, so no sub-category stays empty.
-        let sells: Vec<bool> = categories
-            .iter()
-            .map(|_| number < 2 || rng.random_bool(0.6))
-            .collect();
+        let sells: Vec<bool> = categories.iter().map(|_| number < 2 || rng.random_bool(0.6)).collect();
         let fame = log_normal(rng, 0.5);
         for (nth, name) in names.split(", ").enumerate() {
             let covers = words.sub.iter().map(|sub| {
@@ -272,19 +258,10 @@ fn make_product(
     let mut tries = 0;
     let (noun, spec, color, title) = loop {
         tries += 1;
-        let noun = if rng.random_bool(0.5) {
-            main
-        } else {
-            rng.random_range(0..sub.nouns.len())
-        };
-        let (kind, own) = sub.nouns[noun]
-            .split_once(": ")
-            .unwrap_or((&sub.nouns[noun], ""));
-        let sizes: Vec<&str> = if own.is_empty() {
-            sub.specs.iter().map(String::as_str).collect()
-        } else {
-            own.split(", ").collect()
-        };
+        let noun = if rng.random_bool(0.5) { main } else { rng.random_range(0..sub.nouns.len()) };
+        let (kind, own) = sub.nouns[noun].split_once(": ").unwrap_or((&sub.nouns[noun], ""));
+        let sizes: Vec<&str> =
+            if own.is_empty() { sub.specs.iter().map(String::as_str).collect() } else { own.split(", ").collect() };
         let spec = sizes[rng.random_range(0..sizes.len())];
         let color = rng.random_range(0..colors.len());
         let mut title = format!("{full} {spec} {kind}, {}", colors[color]);
@@ -295,11 +272,7 @@ fn make_product(
             break (noun, spec, color, title);
         }
     };
-    let features: Vec<&str> = sub
-        .features
-        .choose_multiple(rng, 2)
-        .map(String::as_str)
-        .collect();
+    let features: Vec<&str> = sub.features.choose_multiple(rng, 2).map(String::as_str).collect();
     let description = format!(
         "{}. Part of the {full} line: {}. Comes in {}, {spec}.",
         features.join(". "),

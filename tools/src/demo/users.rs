@@ -47,20 +47,12 @@ impl Taste {
                 brands.push(own[rng.random_range(0..own.len())]);
             }
         }
-        Self {
-            departments,
-            brands,
-            tier: rng.random_range(0.0..3.0),
-        }
+        Self { departments, brands, tier: rng.random_range(0.0..3.0) }
     }
 
     /// How much more than others this user wants a product.
     pub(super) fn factor(&self, product: &Product) -> f64 {
-        let brand = if self.brands.contains(&product.brand) {
-            1.0
-        } else {
-            0.0
-        };
+        let brand = if self.brands.contains(&product.brand) { 1.0 } else { 0.0 };
         (brand - 0.45 * (product.tier as f64 - self.tier).abs()).exp()
     }
 }
@@ -74,8 +66,7 @@ pub(super) fn tastes(shop: &Shop, users: usize, seed: u64) -> Vec<Taste> {
 /// Purchases of every user, in time order.
 pub(super) fn simulate(shop: &Shop, users: usize, seed: u64) -> Vec<Vec<Purchase>> {
     let tastes = tastes(shop, users, seed);
-    let one =
-        |(user, taste): (usize, &Taste)| live(shop, taste, &mut stream(seed, 100 + user as u64));
+    let one = |(user, taste): (usize, &Taste)| live(shop, taste, &mut stream(seed, 100 + user as u64));
     tastes.iter().enumerate().map(one).collect()
 }
 
@@ -102,10 +93,7 @@ fn live(shop: &Shop, taste: &Taste, rng: &mut ChaCha8Rng) -> Vec<Purchase> {
     let end = year - exponential(rng, 28.0 * DAY as f64).min(0.7 * year);
     let span = sessions.len() as f64 * (3.0 + exponential(rng, 11.0)) * DAY as f64;
     let begin = (end - span).max(0.0);
-    let mut opens: Vec<i64> = sessions
-        .iter()
-        .map(|_| START + rng.random_range(begin..=end) as i64)
-        .collect();
+    let mut opens: Vec<i64> = sessions.iter().map(|_| START + rng.random_range(begin..=end) as i64).collect();
     opens.sort_unstable();
 
     let mut held = Vec::new();
@@ -114,18 +102,10 @@ fn live(shop: &Shop, taste: &Taste, rng: &mut ChaCha8Rng) -> Vec<Purchase> {
     for (open, count) in opens.into_iter().zip(sessions) {
         clock = open.max(clock + 60);
         for nth in 0..count {
-            let situation = Situation {
-                shop,
-                taste,
-                held: &held,
-                time: clock,
-            };
+            let situation = Situation { shop, taste, held: &held, time: clock };
             if let Some(product) = situation.buy(nth == 0, rng) {
                 held.push(product);
-                bought.push(Purchase {
-                    product,
-                    time: clock,
-                });
+                bought.push(Purchase { product, time: clock });
             }
             clock += rng.random_range(40..900);
         }
@@ -144,20 +124,11 @@ mod tests {
         let name = |p: usize| shop.products[p].path[2].as_str();
         let count = |from: &str, to: &str| {
             let pairs = lives.iter().flat_map(|l| l.windows(2));
-            pairs
-                .filter(|w| name(w[0].product) == from && name(w[1].product) == to)
-                .count()
+            pairs.filter(|w| name(w[0].product) == from && name(w[1].product) == to).count()
         };
-        for (from, to) in [
-            ("Printers", "Ink & Toner"),
-            ("Shampoo", "Conditioner"),
-            ("Tents", "Sleeping Bags"),
-        ] {
+        for (from, to) in [("Printers", "Ink & Toner"), ("Shampoo", "Conditioner"), ("Tents", "Sleeping Bags")] {
             let (there, back) = (count(from, to), count(to, from));
-            assert!(
-                there > 3 * back.max(1),
-                "{from} -> {to}: {there}, back {back}"
-            );
+            assert!(there > 3 * back.max(1), "{from} -> {to}: {there}, back {back}");
         }
     }
 

@@ -70,15 +70,11 @@ pub(super) fn line_chart(lines: &[Line], x_label: &str, from_zero: bool) -> anyh
             .map_err(drawing)?;
         for line in lines {
             let style = series_mark(line.color).stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(line.points.iter().copied(), style))
-                .map_err(drawing)?;
+            chart.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(drawing)?;
             // Few points are measurements worth a dot each; many are a trace.
             if line.points.len() <= 40 {
                 let dot = |&p: &(f64, f64)| Circle::new(p, 3, series_mark(line.color).filled());
-                chart
-                    .draw_series(line.points.iter().map(dot))
-                    .map_err(drawing)?;
+                chart.draw_series(line.points.iter().map(dot)).map_err(drawing)?;
             }
         }
         root.present().map_err(drawing)?;
@@ -103,8 +99,7 @@ pub(super) fn heat_map(counts: &[u32]) -> anyhow::Result<String> {
             let (x, y) = (code % columns * CELL, code / columns * CELL);
             let cell = [(x, y), (x + CELL - 1, y + CELL - 1)];
             let mark = shade_mark(shade(count, most));
-            root.draw(&Rectangle::new(cell, mark.filled()))
-                .map_err(drawing)?;
+            root.draw(&Rectangle::new(cell, mark.filled())).map_err(drawing)?;
         }
         root.present().map_err(drawing)?;
     }
@@ -117,10 +112,7 @@ fn shade(count: u32, most: u32) -> usize {
         return 0;
     }
     let share = (f64::from(count) / f64::from(most)).sqrt();
-    (1..SHADES - 1)
-        .rev()
-        .find(|&s| share > s as f64 / (SHADES - 1) as f64)
-        .map_or(1, |s| s + 1)
+    (1..SHADES - 1).rev().find(|&s| share > s as f64 / (SHADES - 1) as f64).map_or(1, |s| s + 1)
 }
 
 fn short(x: f64) -> String {
@@ -140,9 +132,7 @@ fn drawing(error: impl std::fmt::Display) -> anyhow::Error {
 
 /// Replaces the marks by classes and drops the fixed size, keeping the view box.
 fn themed(svg: &str) -> anyhow::Result<String> {
-    let start = svg
-        .find("<svg")
-        .context("chart: plotters wrote no svg element")?;
+    let start = svg.find("<svg").context("chart: plotters wrote no svg element")?;
     let mut out = svg[start..].to_owned();
     let mut replace = |mark: RGBColor, class: &str| {
         let hex = format!("#{:02X}{:02X}{:02X}", mark.0, mark.1, mark.2);
@@ -171,10 +161,7 @@ pub(super) fn style() -> String {
         )
     };
     let colors = (0..COLORS).map(|n| ('c', n));
-    colors
-        .chain((0..SHADES).map(|n| ('h', n)))
-        .map(rule)
-        .collect()
+    colors.chain((0..SHADES).map(|n| ('h', n))).map(rule).collect()
 }
 
 #[cfg(test)]
@@ -184,14 +171,8 @@ mod tests {
     #[test]
     fn a_line_chart_has_real_text_and_no_fixed_colors() {
         let lines = [
-            Line {
-                color: 0,
-                points: vec![(0.0, 5.0), (1.0, 4.0), (2.0, 3.5)],
-            },
-            Line {
-                color: 1,
-                points: vec![(0.0, 4.5), (2.0, 3.0)],
-            },
+            Line { color: 0, points: vec![(0.0, 5.0), (1.0, 4.0), (2.0, 3.5)] },
+            Line { color: 1, points: vec![(0.0, 4.5), (2.0, 3.0)] },
         ];
         let svg = line_chart(&lines, "epoch", false).unwrap();
         assert!(svg.starts_with("<svg"));
@@ -202,10 +183,7 @@ mod tests {
 
     #[test]
     fn charts_survive_one_point_and_none() {
-        let one = [Line {
-            color: 0,
-            points: vec![(3.0, 0.1)],
-        }];
+        let one = [Line { color: 0, points: vec![(3.0, 0.1)] }];
         assert!(line_chart(&one, "step", true).is_ok());
         assert!(line_chart(&[], "step", true).is_ok());
         assert!(heat_map(&[]).is_ok());

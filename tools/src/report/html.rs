@@ -11,11 +11,7 @@ const STYLE: &str = include_str!("../page/report.css");
 
 /// Renders the report as a self-contained page; every text from the data is escaped.
 pub fn render_html(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
-    let dataset = if extras.dataset.is_empty() {
-        "a catalogue"
-    } else {
-        &extras.dataset
-    };
+    let dataset = if extras.dataset.is_empty() { "a catalogue" } else { &extras.dataset };
     let body = [
         tables::metrics(report, extras)?,
         sections::curves(extras)?,
@@ -32,10 +28,7 @@ pub fn render_html(report: &DemoReport, extras: &Extras) -> anyhow::Result<Strin
         &[
             ("title", &format!("sidrec on {}", escape(dataset))),
             ("style", &style),
-            (
-                "headline",
-                &format!("Generative recommendation on {}", escape(dataset)),
-            ),
+            ("headline", &format!("Generative recommendation on {}", escape(dataset))),
             ("lead", LEAD),
             ("tiles", &tiles(report, extras)?),
             ("body", &body),
@@ -53,16 +46,10 @@ fn fill(template: &str, values: &[(&str, &str)]) -> anyhow::Result<String> {
     let mut out = String::new();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once("{{") {
-        let (name, tail) = after
-            .split_once("}}")
-            .context("report template: open braces")?;
+        let (name, tail) = after.split_once("}}").context("report template: open braces")?;
         let value = values.iter().find(|(n, _)| *n == name);
         out.push_str(before);
-        out.push_str(
-            value
-                .with_context(|| format!("report template: no value for {name}"))?
-                .1,
-        );
+        out.push_str(value.with_context(|| format!("report template: no value for {name}"))?.1);
         rest = tail;
     }
     out.push_str(rest);
@@ -131,12 +118,7 @@ pub(super) fn protocols(report: &DemoReport, extras: &Extras) -> Vec<MetricsTabl
 fn tiles(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
     let mut out = String::new();
     let mut tile = |class: &str, value: &str, label: &str| {
-        writeln!(
-            out,
-            "<div class=\"tile{class}\"><b>{}</b><span>{}</span></div>",
-            escape(value),
-            escape(label)
-        )
+        writeln!(out, "<div class=\"tile{class}\"><b>{}</b><span>{}</span></div>", escape(value), escape(label))
     };
     if let Some(own) = report.models.find(&extras.highlight) {
         let mut label = format!("recall@10 of {}", extras.highlight);
@@ -149,9 +131,7 @@ fn tiles(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
             let times = own.recall_10 / popular.recall_10;
             write!(label, "; {times:.1} × popularity")?;
         }
-        if let Some((name, metrics)) =
-            best.filter(|(name, m)| *name != "popular" && m.recall_10 > 0.0)
-        {
+        if let Some((name, metrics)) = best.filter(|(name, m)| *name != "popular" && m.recall_10 > 0.0) {
             let times = own.recall_10 / metrics.recall_10;
             write!(label, ", {times:.2} × {name}")?;
         }
@@ -160,11 +140,7 @@ fn tiles(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
     tile("", &grouped(report.items), "items in the catalogue")?;
     tile("", &grouped(report.users), "users")?;
     let mean = report.interactions as f64 / report.users.max(1) as f64;
-    tile(
-        "",
-        &grouped(report.interactions),
-        &format!("interactions, {mean:.1} a user"),
-    )?;
+    tile("", &grouped(report.interactions), &format!("interactions, {mean:.1} a user"))?;
     let unique = format!("{:.3}", report.tokenizer.unique_fraction);
     tile("", &unique, "share of IDs distinct before the suffix")?;
     let total: f64 = report.timing.iter().map(|(_, seconds)| seconds).sum();
@@ -204,11 +180,7 @@ mod tests {
         for forbidden in ["<script", "http://", "https://", "@import", "url(", "src="] {
             let hits = page.matches(forbidden).count();
             let namespaces = page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count();
-            let allowed = if forbidden == "http://" {
-                namespaces
-            } else {
-                0
-            };
+            let allowed = if forbidden == "http://" { namespaces } else { 0 };
             assert_eq!(hits, allowed, "{forbidden}");
         }
     }

@@ -250,21 +250,8 @@ mod tests {
     fn report_json_has_the_promised_keys_and_survives_a_round_trip() {
         let (report, _) = sample::made_up();
         let json = serde_json::to_value(&report).unwrap();
-        let keys = |v: &serde_json::Value| -> Vec<String> {
-            v.as_object().unwrap().keys().cloned().collect()
-        };
-        assert_eq!(
-            keys(&json),
-            [
-                "items",
-                "users",
-                "interactions",
-                "tokenizer",
-                "models",
-                "cold_start",
-                "timing"
-            ]
-        );
+        let keys = |v: &serde_json::Value| -> Vec<String> { v.as_object().unwrap().keys().cloned().collect() };
+        assert_eq!(keys(&json), ["items", "users", "interactions", "tokenizer", "models", "cold_start", "timing"]);
         let metrics = ["recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr@10"];
         assert_eq!(keys(&json["models"]["rqt"]), metrics);
         assert_eq!(keys(&json["models"])[0], "popular");

@@ -1,27 +1,17 @@
 //! Made-up numbers for tests of the report.
 
 use super::{
-    ColdStartRow, Curve, CurvePoint, DemoReport, Extras, MetricSet, MetricsRow, MetricsTable,
-    PrefixExample, Sample, SampleItem, SampleList, TokenizerReport,
+    ColdStartRow, Curve, CurvePoint, DemoReport, Extras, MetricSet, MetricsRow, MetricsTable, PrefixExample, Sample,
+    SampleItem, SampleList, TokenizerReport,
 };
 use crate::demo::{DemoConfig, DemoItem, generate};
 
 /// A report that looks like one of the demo's.
 pub(super) fn made_up() -> (DemoReport, Extras) {
-    let scale = |r: f64| MetricSet {
-        recall_5: 0.62 * r,
-        ndcg_5: 0.41 * r,
-        recall_10: r,
-        ndcg_10: 0.53 * r,
-        mrr_10: 0.39 * r,
-    };
-    let models = [
-        ("popular", 0.0441),
-        ("itemknn", 0.1355),
-        ("content-knn", 0.1325),
-        ("sasrec", 0.1712),
-        ("rqt", 0.1986),
-    ];
+    let scale =
+        |r: f64| MetricSet { recall_5: 0.62 * r, ndcg_5: 0.41 * r, recall_10: r, ndcg_10: 0.53 * r, mrr_10: 0.39 * r };
+    let models =
+        [("popular", 0.0441), ("itemknn", 0.1355), ("content-knn", 0.1325), ("sasrec", 0.1712), ("rqt", 0.1986)];
     let rows = |factor: f64| {
         let row = |(n, &(model, recall)): (usize, &(&str, f64))| MetricsRow {
             model: model.to_owned(),
@@ -79,15 +69,8 @@ pub(super) fn made_up() -> (DemoReport, Extras) {
             fit_seconds: 14.2,
             encode_items_per_second: 81_000.0,
         },
-        models: models
-            .iter()
-            .map(|(name, r)| ((*name).to_owned(), scale(*r)))
-            .collect(),
-        cold_start: vec![
-            cold("content-knn", 0.071, 0.05),
-            cold("rqt", 0.094, 0.03),
-            cold("popular", 0.0, 0.0),
-        ],
+        models: models.iter().map(|(name, r)| ((*name).to_owned(), scale(*r))).collect(),
+        cold_start: vec![cold("content-knn", 0.071, 0.05), cold("rqt", 0.094, 0.03), cold("popular", 0.0, 0.0)],
         timing: [
             ("data", 2.1),
             ("embed", 1.3),
@@ -120,20 +103,11 @@ fn curve(model: &str, epochs: u32, best: f64) -> Curve {
         CurvePoint {
             step: u64::from(n) * 9,
             epoch,
-            loss: Some(
-                4.1 + 4.2 * (-epoch / 6.0).exp()
-                    + 0.08 * f64::from(n * 37 % 11) / 11.0
-                    + (0.2 - best) * 20.0,
-            ),
-            val_recall_10: n
-                .is_multiple_of(5)
-                .then(|| best * (1.0 - (-epoch / 5.0).exp())),
+            loss: Some(4.1 + 4.2 * (-epoch / 6.0).exp() + 0.08 * f64::from(n * 37 % 11) / 11.0 + (0.2 - best) * 20.0),
+            val_recall_10: n.is_multiple_of(5).then(|| best * (1.0 - (-epoch / 5.0).exp())),
         }
     };
-    Curve {
-        model: model.to_owned(),
-        points: (1..=epochs * 5).map(point).collect(),
-    }
+    Curve { model: model.to_owned(), points: (1..=epochs * 5).map(point).collect() }
 }
 
 fn code_counts(level: u32) -> Vec<u32> {
@@ -145,12 +119,7 @@ fn code_counts(level: u32) -> Vec<u32> {
 
 /// Samples and prefixes with titles of the generated shop.
 fn shop_extras() -> Extras {
-    let shop = generate(&DemoConfig {
-        items: 500,
-        users: 40,
-        seed: 1,
-    })
-    .items;
+    let shop = generate(&DemoConfig { items: 500, users: 40, seed: 1 }).items;
     let shown = |i: &DemoItem, n: usize| SampleItem {
         title: i.title.clone(),
         category: i.categories[1..].join(" › "),
@@ -170,15 +139,10 @@ fn shop_extras() -> Extras {
     };
     let sample = |user: usize| Sample {
         user: format!("U{:05}", user * 733 + 12),
-        history: (0..6 + user % 3)
-            .map(|n| shown(&shop[user * 17 + n], n))
-            .collect(),
+        history: (0..6 + user % 3).map(|n| shown(&shop[user * 17 + n], n)).collect(),
         history_omitted: user % 2 * 7,
         target: shown(&shop[user * 31 + 2], 2),
-        lists: vec![
-            list(user, 0, "rqt", user.is_multiple_of(2).then_some(2)),
-            list(user, 100, "itemknn", None),
-        ],
+        lists: vec![list(user, 0, "rqt", user.is_multiple_of(2).then_some(2)), list(user, 100, "itemknn", None)],
     };
     Extras {
         prefixes: (0..6)

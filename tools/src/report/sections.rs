@@ -28,26 +28,16 @@ fn user(out: &mut String, sample: &Sample, highlight: &str) -> std::fmt::Result 
     let found: Vec<String> = sample
         .lists
         .iter()
-        .filter_map(|l| {
-            place(l).map(|n| format!("{} found it at rank {}", escape(&l.model), n + 1))
-        })
+        .filter_map(|l| place(l).map(|n| format!("{} found it at rank {}", escape(&l.model), n + 1)))
         .collect();
     writeln!(
         out,
         "<div class=\"card user\"><h3>User {}<span>{}</span></h3><div class=\"columns\"><div><h4>history</h4><ol class=\"items\">",
         escape(&sample.user),
-        if found.is_empty() {
-            "not found by these lists".to_owned()
-        } else {
-            found.join(", ")
-        },
+        if found.is_empty() { "not found by these lists".to_owned() } else { found.join(", ") },
     )?;
     if sample.history_omitted > 0 {
-        writeln!(
-            out,
-            "<li class=\"more\">… {} earlier</li>",
-            sample.history_omitted
-        )?;
+        writeln!(out, "<li class=\"more\">… {} earlier</li>", sample.history_omitted)?;
     }
     for entry in &sample.history {
         writeln!(out, "<li>{}{}</li>", escape(&entry.title), details(entry))?;
@@ -60,23 +50,10 @@ fn user(out: &mut String, sample: &Sample, highlight: &str) -> std::fmt::Result 
     )?;
     for list in &sample.lists {
         let class = own(&list.model, highlight);
-        writeln!(
-            out,
-            "<div><h4{class}>{}</h4><ol class=\"items ranked\">",
-            escape(&list.model)
-        )?;
+        writeln!(out, "<div><h4{class}>{}</h4><ol class=\"items ranked\">", escape(&list.model))?;
         for entry in &list.items {
-            let (class, mark) = if entry.is_target {
-                (" class=\"hit\"", " <b>✓ taken next</b>")
-            } else {
-                ("", "")
-            };
-            writeln!(
-                out,
-                "<li{class}>{}{mark}{}</li>",
-                escape(&entry.title),
-                details(entry)
-            )?;
+            let (class, mark) = if entry.is_target { (" class=\"hit\"", " <b>✓ taken next</b>") } else { ("", "") };
+            writeln!(out, "<li{class}>{}{mark}{}</li>", escape(&entry.title), details(entry))?;
         }
         out.push_str("</ol></div>\n");
     }
@@ -97,11 +74,7 @@ fn details(entry: &SampleItem) -> String {
     if entry.category.is_empty() && model.is_empty() {
         return String::new();
     }
-    format!(
-        "<small>{} <span class=\"code\">{}</span></small>",
-        escape(&entry.category),
-        model.join(" ")
-    )
+    format!("<small>{} <span class=\"code\">{}</span></small>", escape(&entry.category), model.join(" "))
 }
 
 /// Loss and validation recall over training.
@@ -111,19 +84,12 @@ pub(super) fn curves(extras: &Extras) -> anyhow::Result<String> {
         return Ok(String::new());
     }
     let epochs = curves.iter().flat_map(|c| &c.points).any(|p| p.epoch > 0.0);
-    let (label, x): (_, fn(&CurvePoint) -> f64) = if epochs {
-        ("epoch", |p| p.epoch)
-    } else {
-        ("step", |p| p.step as f64)
-    };
+    let (label, x): (_, fn(&CurvePoint) -> f64) =
+        if epochs { ("epoch", |p| p.epoch) } else { ("step", |p| p.step as f64) };
     let lines = |y: fn(&CurvePoint) -> Option<f64>| -> Vec<Line> {
         let line = |(color, curve): (usize, &Curve)| Line {
             color,
-            points: curve
-                .points
-                .iter()
-                .filter_map(|p| Some((x(p), y(p)?)))
-                .collect(),
+            points: curve.points.iter().filter_map(|p| Some((x(p), y(p)?))).collect(),
         };
         curves.iter().enumerate().map(line).collect()
     };
@@ -155,10 +121,7 @@ pub(super) fn tokenizer(report: &DemoReport, extras: &Extras) -> anyhow::Result<
         ("quantizer", t.method.clone()),
         ("content encoder", t.encoder.clone()),
         ("codes per level", sizes.join(" · ")),
-        (
-            "distinct before suffix",
-            format!("{} of {}", grouped(t.unique_prefixes), grouped(t.items)),
-        ),
+        ("distinct before suffix", format!("{} of {}", grouped(t.unique_prefixes), grouped(t.items))),
         ("largest shared group", t.max_group.to_string()),
         ("suffix codes", t.suffix_size.to_string()),
         ("relative error", format!("{:.3}", t.relative_error)),
@@ -178,10 +141,7 @@ pub(super) fn tokenizer(report: &DemoReport, extras: &Extras) -> anyhow::Result<
         for (level, counts) in extras.code_counts.iter().enumerate() {
             let used = counts.iter().filter(|&&c| c > 0).count();
             let most = counts.iter().copied().max().unwrap_or(0);
-            let perplexity = t
-                .perplexity
-                .get(level)
-                .map_or(String::new(), |p| format!(", perplexity {p:.0}"));
+            let perplexity = t.perplexity.get(level).map_or(String::new(), |p| format!(", perplexity {p:.0}"));
             writeln!(
                 out,
                 "<div class=\"level\"><p><b>Level {level}</b> · {used} of {} codes used{perplexity}, at most {most} products on one</p>{}</div>",
@@ -189,23 +149,14 @@ pub(super) fn tokenizer(report: &DemoReport, extras: &Extras) -> anyhow::Result<
                 heat_map(counts)?
             )?;
         }
-        let cells = (0..SHADES)
-            .map(|s| format!("<i style=\"background:var(--h{s})\"></i>"))
-            .collect::<Vec<_>>()
-            .concat();
-        writeln!(
-            out,
-            "<div class=\"scale\"><span>unused</span>{cells}<span>most used</span></div></div>"
-        )?;
+        let cells =
+            (0..SHADES).map(|s| format!("<i style=\"background:var(--h{s})\"></i>")).collect::<Vec<_>>().concat();
+        writeln!(out, "<div class=\"scale\"><span>unused</span>{cells}<span>most used</span></div></div>")?;
     }
     if !extras.prefixes.is_empty() {
         out += "<div class=\"card\"><h3>What a prefix stands for</h3><div class=\"prefixes\">";
         for example in &extras.prefixes {
-            let titles: Vec<String> = example
-                .titles
-                .iter()
-                .map(|t| format!("<li>{}</li>", escape(t)))
-                .collect();
+            let titles: Vec<String> = example.titles.iter().map(|t| format!("<li>{}</li>", escape(t))).collect();
             let titles = titles.concat();
             writeln!(
                 out,
@@ -229,10 +180,7 @@ pub(super) fn timing(report: &DemoReport) -> anyhow::Result<String> {
     let (mut bars, mut legend) = (String::new(), String::new());
     for (n, (stage, &seconds)) in report.timing.iter().enumerate() {
         let (color, flex) = (n % COLORS, seconds / total);
-        write!(
-            bars,
-            "<i style=\"flex:{flex:.5};background:var(--c{color})\"></i>"
-        )?;
+        write!(bars, "<i style=\"flex:{flex:.5};background:var(--c{color})\"></i>")?;
         let text = format!("{}, {}", escape(stage), duration(seconds));
         legend += &legend_entry(n, &text);
     }

@@ -30,32 +30,19 @@ fn named(model: &str) -> String {
 /// A bar with an optional interval; all in the unit of `top`, the right end.
 fn meter(value: f64, half: Option<f64>, top: f64) -> String {
     let scale = |v: f64| (100.0 * v / top.max(1e-12)).clamp(0.0, 100.0);
-    let mut track = format!(
-        "<span class=\"fill\" style=\"width:{:.2}%\"></span>",
-        scale(value)
-    );
+    let mut track = format!("<span class=\"fill\" style=\"width:{:.2}%\"></span>", scale(value));
     let mut text = format!("{value:.4}");
     if let Some(half) = half {
         let (from, to) = (scale(value - half), scale(value + half));
-        let _ = write!(
-            track,
-            "<span class=\"whisker\" style=\"left:{from:.2}%;width:{:.2}%\"></span>",
-            to - from
-        );
+        let _ = write!(track, "<span class=\"whisker\" style=\"left:{from:.2}%;width:{:.2}%\"></span>", to - from);
         let _ = write!(text, " <i>± {half:.4}</i>");
     }
-    format!(
-        "<div class=\"meter\"><span class=\"track\">{track}</span><span class=\"value\">{text}</span></div>"
-    )
+    format!("<div class=\"meter\"><span class=\"track\">{track}</span><span class=\"value\">{text}</span></div>")
 }
 
 /// The class of a row or heading of the highlighted model.
 pub(super) fn own(model: &str, highlight: &str) -> &'static str {
-    if model == highlight {
-        " class=\"own\""
-    } else {
-        ""
-    }
+    if model == highlight { " class=\"own\"" } else { "" }
 }
 
 /// The metrics tables, one per protocol.
@@ -88,8 +75,7 @@ fn metrics_table(out: &mut String, table: &MetricsTable, highlight: &str) -> std
         grouped(table.users),
         if coverage { "<th>coverage@10</th>" } else { "" },
     )?;
-    let columns: [fn(&MetricSet) -> f64; 4] =
-        [|m| m.recall_5, |m| m.ndcg_5, |m| m.ndcg_10, |m| m.mrr_10];
+    let columns: [fn(&MetricSet) -> f64; 4] = [|m| m.recall_5, |m| m.ndcg_5, |m| m.ndcg_10, |m| m.mrr_10];
     for row in &table.rows {
         write!(
             out,
@@ -131,16 +117,13 @@ pub(super) fn cold_start(report: &DemoReport, extras: &Extras) -> anyhow::Result
          <th>recall, warm</th><th>new in lists</th></tr></thead><tbody>\n",
     );
     for row in rows {
-        let ColdStartRow {
-            method, epsilon, k, ..
-        } = row;
+        let ColdStartRow { method, epsilon, k, .. } = row;
         let name = epsilon.map_or_else(|| escape(method), |e| format!("{}, ε {e}", escape(method)));
         let name = match about(method) {
             "" => name,
             text => format!("{name}<small>{text}</small>"),
         };
-        let class = if method.starts_with(extras.highlight.as_str()) && !extras.highlight.is_empty()
-        {
+        let class = if method.starts_with(extras.highlight.as_str()) && !extras.highlight.is_empty() {
             " class=\"own\""
         } else {
             ""

@@ -17,21 +17,8 @@ fn table(header: &[&str]) -> Table {
 
 /// Metrics of one protocol; `highlight` names the model that gets a mark.
 pub fn metrics_table(metrics: &MetricsTable, highlight: &str) -> String {
-    let top = metrics
-        .rows
-        .iter()
-        .map(|r| r.metrics.recall_10)
-        .fold(1e-12, f64::max);
-    let mut out = table(&[
-        "model",
-        "recall@10",
-        "",
-        "recall@5",
-        "ndcg@5",
-        "ndcg@10",
-        "mrr@10",
-        "coverage@10",
-    ]);
+    let top = metrics.rows.iter().map(|r| r.metrics.recall_10).fold(1e-12, f64::max);
+    let mut out = table(&["model", "recall@10", "", "recall@5", "ndcg@5", "ndcg@10", "mrr@10", "coverage@10"]);
     if let Some(bar) = out.column_mut(2) {
         bar.set_cell_alignment(CellAlignment::Left);
     }
@@ -42,11 +29,7 @@ pub fn metrics_table(metrics: &MetricsTable, highlight: &str) -> String {
             Some(ci) => format!("{:.4} ± {:.4}", m.recall_10, ci.recall_10),
             None => format!("{:.4}", m.recall_10),
         };
-        let mut cells = vec![
-            format!("{mark}{}", row.model),
-            recall,
-            bar(m.recall_10 / top),
-        ];
+        let mut cells = vec![format!("{mark}{}", row.model), recall, bar(m.recall_10 / top)];
         cells.extend([m.recall_5, m.ndcg_5, m.ndcg_10, m.mrr_10].map(|v| format!("{v:.4}")));
         cells.push(row.coverage_10.map_or(String::new(), |c| format!("{c:.3}")));
         out.add_row(cells);
@@ -57,37 +40,17 @@ pub fn metrics_table(metrics: &MetricsTable, highlight: &str) -> String {
 /// A share as up to twelve blocks, in eighths.
 fn bar(share: f64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let filled = (1..=96)
-        .take_while(|&n| f64::from(n) <= share * 96.0 + 1e-9)
-        .count();
+    let filled = (1..=96).take_while(|&n| f64::from(n) <= share * 96.0 + 1e-9).count();
     format!("{}{}", "█".repeat(filled / 8), EIGHTHS[filled % 8])
 }
 
 /// Cold-start rows.
 pub fn cold_start_table(rows: &[ColdStartRow]) -> String {
-    let mut out = table(&[
-        "method",
-        "k",
-        "recall, new",
-        "ndcg, new",
-        "recall, all",
-        "recall, warm",
-        "new in lists",
-    ]);
+    let mut out = table(&["method", "k", "recall, new", "ndcg, new", "recall, all", "recall, warm", "new in lists"]);
     for row in rows {
-        let name = row
-            .epsilon
-            .map_or_else(|| row.method.clone(), |e| format!("{}, ε {e}", row.method));
+        let name = row.epsilon.map_or_else(|| row.method.clone(), |e| format!("{}, ε {e}", row.method));
         let mut cells = vec![name, row.k.to_string()];
-        cells.extend(
-            [
-                row.recall_unseen,
-                row.ndcg_unseen,
-                row.recall_all,
-                row.recall_warm,
-            ]
-            .map(|v| format!("{v:.4}")),
-        );
+        cells.extend([row.recall_unseen, row.ndcg_unseen, row.recall_all, row.recall_warm].map(|v| format!("{v:.4}")));
         cells.push(format!("{:.3}", row.unseen_share));
         out.add_row(cells);
     }
@@ -112,12 +75,7 @@ pub fn samples_table(samples: &[Sample], width: u16) -> String {
         }
         history.extend(sample.history.iter().map(|i| i.title.clone()));
         history.push(format!("→ {}", sample.target.title));
-        let longest = sample
-            .lists
-            .iter()
-            .map(|l| l.items.len())
-            .max()
-            .unwrap_or(0);
+        let longest = sample.lists.iter().map(|l| l.items.len()).max().unwrap_or(0);
         for row in 0..longest.max(history.len()) {
             let mut cells = vec![Cell::new(history.get(row).map_or("", String::as_str))];
             let place = |list: &SampleList| {
@@ -152,10 +110,7 @@ mod tests {
         let cold = cold_start_table(&report.cold_start);
         assert!(cold.contains("content-knn"));
         let samples = samples_table(&extras.samples, 100);
-        assert!(
-            samples.lines().all(|l| l.chars().count() <= 100),
-            "{samples}"
-        );
+        assert!(samples.lines().all(|l| l.chars().count() <= 100), "{samples}");
         assert!(samples.contains('→') && samples.contains('✓'));
     }
 
