@@ -79,7 +79,7 @@ fn weights() -> Weights {
     all
 }
 
-fn write_folder(folder: &Path, weights: &Weights) {
+fn write_folder(folder: &Path, weights: &Weights) -> anyhow::Result<()> {
     let config = json!({
         "model_type": "bert", "vocab_size": WORDS.len(), "hidden_size": DIM, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "intermediate_size": INNER, "hidden_act": "gelu",
@@ -115,8 +115,8 @@ fn write_folder(folder: &Path, weights: &Weights) {
         "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100, "vocab": vocab}
     });
-    fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    fs::write(folder.join("config.json"), config.to_string())?;
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string())?;
     let bytes: BTreeMap<&str, Vec<u8>> = weights
         .iter()
         .map(|(name, (_, data))| {
@@ -126,15 +126,16 @@ fn write_folder(folder: &Path, weights: &Weights) {
             )
         })
         .collect();
-    let views = weights.iter().map(|(name, (shape, _))| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), &bytes[name.as_str()]).unwrap();
-        (name.as_str(), view)
-    });
+    let mut views = Vec::new();
+    for (name, (shape, _)) in weights {
+        let view = TensorView::new(Dtype::F32, shape.clone(), &bytes[name.as_str()])?;
+        views.push((name.as_str(), view));
+    }
     fs::write(
         folder.join("model.safetensors"),
-        safetensors::serialize(views, None).unwrap(),
-    )
-    .unwrap();
+        safetensors::serialize(views, None)?,
+    )?;
+    Ok(())
 }
 
 /// The same network, one text at a time, in 64 bits and plain loops.
@@ -281,7 +282,7 @@ fn samples() -> Vec<(String, Vec<usize>)> {
 fn a_small_bert_equals_plain_loops() {
     let dir = tempfile::tempdir().unwrap();
     let weights = weights();
-    write_folder(dir.path(), &weights);
+    write_folder(dir.path(), &weights).unwrap();
     let plain = Plain(weights);
     let texts: Vec<String> = samples().into_iter().map(|(text, _)| text).collect();
 
@@ -315,7 +316,9 @@ fn a_small_bert_equals_plain_loops() {
             .iter()
             .fold(hidden[0].clone(), |sum, x| add(&sum, x));
         let norm = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
-        pooled.iter_mut().for_each(|x| *x /= norm);
+        for x in &mut pooled {
+            *x /= norm;
+        }
         close(&format!("mean of {text:?}"), mean.row(row), &pooled);
     }
 }

@@ -47,18 +47,10 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn config(field: &'static str, got: impl Display, expected: impl Display) -> Self {
-        Self::InvalidConfig {
-            field,
-            got: got.to_string(),
-            expected: expected.to_string(),
-        }
+        Self::InvalidConfig { field, got: got.to_string(), expected: expected.to_string() }
     }
 
     pub(crate) fn shape(what: &'static str, expected: impl Display, got: impl Display) -> Self {
-        Self::ShapeMismatch {
-            what,
-            expected: expected.to_string(),
-            got: got.to_string(),
-        }
+        Self::ShapeMismatch { what, expected: expected.to_string(), got: got.to_string() }
     }
 }

@@ -35,8 +35,7 @@ pub fn exhaustive(
                 ScoreMode::FullVocab => 0.0,
                 ScoreMode::ValidOnly => {
                     let valid = items().filter(|other| table.codes(*other).starts_with(prefix));
-                    let valid: BTreeSet<Code> =
-                        valid.map(|other| table.codes(other)[level]).collect();
+                    let valid: BTreeSet<Code> = valid.map(|other| table.codes(other)[level]).collect();
                     log_sum(&log_probs, &valid.into_iter().collect::<Vec<_>>())
                 }
             };
@@ -44,31 +43,16 @@ pub fn exhaustive(
             sums.push(sum);
         }
         if sums.iter().all(|sum| sum.is_finite()) {
-            found.push((
-                sums,
-                Hypothesis {
-                    sid: table.sid(item),
-                    item,
-                    log_prob: sum + 0.0,
-                },
-            ));
+            found.push((sums, Hypothesis { sid: table.sid(item), item, log_prob: sum + 0.0 }));
         }
     }
     found.sort_by(|(a, x), (b, y)| by_scores(a, b).then(x.sid.cmp(&y.sid)));
     found.truncate(top_k);
-    found
-        .into_iter()
-        .map(|(_, hypothesis)| hypothesis)
-        .collect()
+    found.into_iter().map(|(_, hypothesis)| hypothesis).collect()
 }
 
 /// Higher score first; equal ones go by their parents, which are ordered by score, and so on up to the root.
 fn by_scores(a: &[f32], b: &[f32]) -> Ordering {
     let level = |(a, b): (&f32, &f32)| b.partial_cmp(a).unwrap_or(Ordering::Equal);
-    a.iter()
-        .zip(b)
-        .rev()
-        .map(level)
-        .find(|order| order.is_ne())
-        .unwrap_or(Ordering::Equal)
+    a.iter().zip(b).rev().map(level).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
 }

@@ -20,24 +20,14 @@ impl CandidateKey {
     pub fn new(score: f32, index: u32) -> Option<Self> {
         // Adding zero turns -0.0 into 0.0: they are equal, so the index has to decide.
         let bits = (score + 0.0).to_bits();
-        let ordered = if bits >> 31 == 0 {
-            bits | 1 << 31
-        } else {
-            !bits
-        };
-        score
-            .is_finite()
-            .then_some(Self(u64::from(ordered) << 32 | u64::from(!index)))
+        let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+        score.is_finite().then_some(Self(u64::from(ordered) << 32 | u64::from(!index)))
     }
 
     /// The score it was made of.
     pub fn score(self) -> f32 {
         let ordered = (self.0 >> 32) as u32;
-        f32::from_bits(if ordered >> 31 == 1 {
-            ordered & !(1 << 31)
-        } else {
-            !ordered
-        })
+        f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
     }
 
     /// The index it was made of.
@@ -50,12 +40,7 @@ impl CandidateKey {
 ///
 /// Impossible codes add nothing; negative infinity when all are.
 pub(crate) fn log_sum(log_probs: &[f32], codes: &[Code]) -> f32 {
-    let finite = || {
-        codes
-            .iter()
-            .map(|code| log_probs[usize::from(*code)])
-            .filter(|x| x.is_finite())
-    };
+    let finite = || codes.iter().map(|code| log_probs[usize::from(*code)]).filter(|x| x.is_finite());
     let max = finite().fold(f32::NEG_INFINITY, f32::max);
     if max == f32::NEG_INFINITY {
         return max;

@@ -24,10 +24,7 @@ pub struct PrefixScorer<F> {
 impl<F: FnMut(usize, &[Code], &mut [f32])> PrefixScorer<F> {
     /// Scores IDs of shape `spec`.
     pub fn new(spec: &SidSpec, score: F) -> Self {
-        Self {
-            spec: spec.clone(),
-            score,
-        }
+        Self { spec: spec.clone(), score }
     }
 }
 

@@ -32,11 +32,7 @@ pub struct BeamConfig {
 impl BeamConfig {
     /// The same `width` at all `levels`.
     pub fn uniform(width: usize, levels: usize, top_k: usize) -> Self {
-        Self {
-            widths: vec![width; levels],
-            top_k,
-            score: ScoreMode::default(),
-        }
+        Self { widths: vec![width; levels], top_k, score: ScoreMode::default() }
     }
 
     /// Refuses what makes no sense for IDs of `levels` codes.
@@ -46,22 +42,14 @@ impl BeamConfig {
     pub fn validate(&self, levels: usize) -> Result<()> {
         let widths = || format!("{:?}", self.widths);
         if self.widths.len() != levels {
-            return Err(Error::config(
-                "widths",
-                widths(),
-                format!("one per level, {levels}"),
-            ));
+            return Err(Error::config("widths", widths(), format!("one per level, {levels}")));
         }
         if self.widths.contains(&0) {
             return Err(Error::config("widths", widths(), "at least 1 everywhere"));
         }
         let last = self.widths.last().copied().unwrap_or(0);
         if self.top_k == 0 || self.top_k > last {
-            return Err(Error::config(
-                "top_k",
-                self.top_k,
-                format!("1 to the last width, {last}"),
-            ));
+            return Err(Error::config("top_k", self.top_k, format!("1 to the last width, {last}")));
         }
         Ok(())
     }
@@ -98,9 +86,7 @@ pub fn search<K: BeamKernel>(
         if kernel.is_exhausted(&beams) {
             break;
         }
-        let scores = scorer
-            .score(level, &beams)
-            .map_err(|source| Error::Scorer { level, source })?;
+        let scores = scorer.score(level, &beams).map_err(|source| Error::Scorer { level, source })?;
         kernel.step(&mut beams, &scores, *width)?;
     }
     kernel.finish(beams, config.top_k)
@@ -118,9 +104,7 @@ mod tests {
 
     /// Made-up log-probabilities: few distinct values, so that ties abound, and some that are impossible.
     fn made_up(seed: u64, prefix: &[Code], log_probs: &mut [f32]) {
-        let mut hash = prefix
-            .iter()
-            .fold(seed, |hash, code| mix(hash ^ (u64::from(*code) + 1)));
+        let mut hash = prefix.iter().fold(seed, |hash, code| mix(hash ^ (u64::from(*code) + 1)));
         for log_prob in log_probs {
             hash = mix(hash);
             *log_prob = match hash % 16 {
@@ -152,9 +136,7 @@ mod tests {
             for (prefix, score) in &beams {
                 let mut log_probs = vec![0.0; table.spec().codes_at(level) as usize];
                 made_up(seed, prefix, &mut log_probs);
-                let here = all
-                    .iter()
-                    .filter(|item| table.codes(**item).starts_with(prefix) && allows(**item));
+                let here = all.iter().filter(|item| table.codes(**item).starts_with(prefix) && allows(**item));
                 let codes: BTreeSet<Code> = here.map(|item| table.codes(*item)[level]).collect();
                 for code in codes {
                     let score = score + log_probs[usize::from(code)];
@@ -173,31 +155,17 @@ mod tests {
     struct Failing;
 
     impl StepScorer<CpuKernel<'_>> for Failing {
-        fn score(
-            &mut self,
-            _: usize,
-            _: &CpuBeams,
-        ) -> std::result::Result<Scores, crate::BoxError> {
+        fn score(&mut self, _: usize, _: &CpuBeams) -> std::result::Result<Scores, crate::BoxError> {
             Err("no weights".into())
         }
     }
 
     #[test]
     fn a_failing_scorer_is_passed_on_and_bad_configs_are_named() {
-        let spec = rqvae::SidSpec {
-            codebook_sizes: vec![2, 2],
-            suffix_size: None,
-        };
+        let spec = rqvae::SidSpec { codebook_sizes: vec![2, 2], suffix_size: None };
         let trie = Trie::build(&SidTable::new(spec, vec![0, 1]).unwrap()).unwrap();
-        let run = |config: &BeamConfig| {
-            search(
-                &CpuKernel::new(&trie),
-                &mut Failing,
-                config,
-                1,
-                &[LiveMask::all(&trie)],
-            )
-        };
+        let run =
+            |config: &BeamConfig| search(&CpuKernel::new(&trie), &mut Failing, config, 1, &[LiveMask::all(&trie)]);
         let error = run(&BeamConfig::uniform(2, 2, 2)).unwrap_err().to_string();
         assert_eq!(error, "the scorer failed at level 0: no weights");
         for config in [
@@ -212,24 +180,14 @@ mod tests {
 
     #[test]
     fn no_requests_and_no_items_are_no_errors() {
-        let spec = rqvae::SidSpec {
-            codebook_sizes: vec![2, 2],
-            suffix_size: None,
-        };
+        let spec = rqvae::SidSpec { codebook_sizes: vec![2, 2], suffix_size: None };
         let trie = Trie::build(&SidTable::new(spec, vec![]).unwrap()).unwrap();
         let mut scorer = PrefixScorer::new(trie.spec(), |_, _: &[Code], _: &mut [f32]| {});
         let kernel = CpuKernel::new(&trie);
         let config = BeamConfig::uniform(4, 2, 4);
-        assert!(
-            search(&kernel, &mut scorer, &config, 0, &[])
-                .unwrap()
-                .is_empty()
-        );
+        assert!(search(&kernel, &mut scorer, &config, 0, &[]).unwrap().is_empty());
         let live = vec![LiveMask::all(&trie); 2];
-        assert_eq!(
-            search(&kernel, &mut scorer, &config, 2, &live).unwrap(),
-            vec![vec![], vec![]]
-        );
+        assert_eq!(search(&kernel, &mut scorer, &config, 2, &live).unwrap(), vec![vec![], vec![]]);
     }
 
     proptest! {

@@ -50,20 +50,27 @@ impl RunConfig {
         let train = TrainConfig::default();
         let config = match (model, preset) {
             ("rqt", "default") => Self {
-                model: ModelConfig::Rqt(RqtConfig { item_embedding: true, ..RqtConfig::default() }),
-                train: TrainConfig { max_epochs: 60, ..train },
+                model: ModelConfig::Rqt(RqtConfig { item_embedding: true, dropout: 0.25, ..RqtConfig::default() }),
+                train: TrainConfig { learning_rate: 2e-3, max_epochs: 40, ..train },
             },
             ("rqt", "demo") => Self {
                 model: ModelConfig::Rqt(RqtConfig { item_embedding: true, ..RqtConfig::default() }),
-                train: TrainConfig { batch_size: 128, max_epochs: 30, eval_users: 2000, ..train },
+                train: TrainConfig {
+                    batch_size: 128,
+                    learning_rate: 2e-3,
+                    warmup_steps: 100,
+                    max_epochs: 40,
+                    eval_users: 2000,
+                    ..train
+                },
             },
             ("sasrec", "demo") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig::default()),
-                train: TrainConfig { batch_size: 128, max_epochs: 30, eval_users: 2000, patience: 4, ..train },
+                train: TrainConfig { batch_size: 128, learning_rate: 2e-3, max_epochs: 40, eval_users: 2000, ..train },
             },
             ("rqt", "quick") => Self {
                 model: ModelConfig::Rqt(RqtConfig { dim: 64, head_dim: 16, hidden: 256, ..RqtConfig::default() }),
-                train: TrainConfig { max_epochs: 3, eval_every: 1, eval_users: 500, ..train },
+                train: TrainConfig { learning_rate: 3e-3, warmup_steps: 5, max_epochs: 6, eval_every: 2, eval_users: 500, ..train },
             },
             ("tiger", "paper" | "default") => Self {
                 model: ModelConfig::Tiger(TigerConfig::default()),
@@ -87,11 +94,11 @@ impl RunConfig {
             },
             ("sasrec", "default") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig::default()),
-                train: TrainConfig { max_epochs: 40, patience: 4, ..train },
+                train: TrainConfig { max_epochs: 30, patience: 4, ..train },
             },
             ("sasrec", "quick") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }),
-                train: TrainConfig { max_epochs: 3, eval_every: 1, eval_users: 500, ..train },
+                train: TrainConfig { learning_rate: 3e-3, warmup_steps: 5, max_epochs: 6, eval_every: 2, eval_users: 500, ..train },
             },
             (name, other) if MODELS.contains(&name) => {
                 let presets = if name == "tiger" { "paper, grid, quick" } else { "default, demo, quick" };

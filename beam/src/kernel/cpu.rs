@@ -140,23 +140,12 @@ impl<'t> CpuKernel<'t> {
         keep_best(keys, width);
         keys.sort_unstable_by(|a, b| b.cmp(a));
         let kept = |key: &CandidateKey| {
-            let (rank, code) = (
-                key.index() as usize / scores.width,
-                key.index() as usize % scores.width,
-            );
+            let (rank, code) = (key.index() as usize / scores.width, key.index() as usize % scores.width);
             let parent = rows.start + rank;
             let code = code as Code;
             let node = self.trie.child(level, beams.rows[parent].node, code);
             let node = node.expect("a candidate is a child of its parent");
-            (
-                Beam {
-                    request,
-                    parent,
-                    node,
-                    log_prob: key.score(),
-                },
-                code,
-            )
+            (Beam { request, parent, node, log_prob: key.score() }, code)
         };
         keys.iter().map(kept).collect()
     }
@@ -183,11 +172,7 @@ impl BeamKernel for CpuKernel<'_> {
 
     fn start(&self, batch: usize, live: &[LiveMask], score: ScoreMode) -> Result<CpuBeams> {
         if live.len() != batch {
-            return Err(Error::shape(
-                "live masks",
-                format!("one per request, {batch}"),
-                live.len(),
-            ));
+            return Err(Error::shape("live masks", format!("one per request, {batch}"), live.len()));
         }
         live.iter().try_for_each(|mask| mask.check(self.trie))?;
         Ok(CpuBeams {
@@ -195,14 +180,7 @@ impl BeamKernel for CpuKernel<'_> {
             score,
             live: live.to_vec(),
             starts: (0..=batch).collect(),
-            rows: (0..batch)
-                .map(|row| Beam {
-                    request: row,
-                    parent: row,
-                    node: Trie::ROOT,
-                    log_prob: 0.0,
-                })
-                .collect(),
+            rows: (0..batch).map(|row| Beam { request: row, parent: row, node: Trie::ROOT, log_prob: 0.0 }).collect(),
             codes: Vec::new(),
         })
     }
@@ -223,10 +201,7 @@ impl BeamKernel for CpuKernel<'_> {
             return Err(Error::shape("scores", expected, got));
         }
         let batch = beams.live.len();
-        let most = (0..batch)
-            .map(|request| beams.rows_of(request).len())
-            .max()
-            .unwrap_or(0);
+        let most = (0..batch).map(|request| beams.rows_of(request).len()).max().unwrap_or(0);
         if width == 0 || most as u64 * codes_here as u64 > 1 << 32 {
             return Err(Error::config(
                 "widths",
@@ -234,17 +209,12 @@ impl BeamKernel for CpuKernel<'_> {
                 "at least 1, and 2^32 over the codes of the next level at most",
             ));
         }
-        let expand = |keys: &mut Vec<CandidateKey>, request| {
-            self.expand(beams, request, scores, width, keys)
-        };
+        let expand = |keys: &mut Vec<CandidateKey>, request| self.expand(beams, request, scores, width, keys);
         // Waking a pool for one request costs more than the step.
         let kept: Vec<Vec<(Beam, Code)>> = if batch == 1 {
             vec![expand(&mut Vec::new(), 0)]
         } else {
-            (0..batch)
-                .into_par_iter()
-                .map_init(Vec::new, expand)
-                .collect()
+            (0..batch).into_par_iter().map_init(Vec::new, expand).collect()
         };
         let total = kept.iter().map(Vec::len).sum();
         let mut starts = Vec::with_capacity(batch + 1);
@@ -265,28 +235,16 @@ impl BeamKernel for CpuKernel<'_> {
 
     fn finish(&self, beams: CpuBeams, top_k: usize) -> Result<Vec<Vec<Hypothesis>>> {
         if !beams.rows.is_empty() && beams.level != self.levels() {
-            return Err(Error::shape(
-                "steps of a search",
-                self.levels(),
-                beams.level,
-            ));
+            return Err(Error::shape("steps of a search", self.levels(), beams.level));
         }
         let mut lists = Vec::with_capacity(beams.live.len());
         for (request, live) in beams.live.iter().enumerate() {
             let mut list = Vec::with_capacity(top_k.min(live.len()));
             for row in beams.rows_of(request) {
                 let sid = SemanticId::new(beams.codes(row))?;
-                let items = self
-                    .trie
-                    .items(beams.node(row))
-                    .iter()
-                    .filter(|item| live.allows(**item));
+                let items = self.trie.items(beams.node(row)).iter().filter(|item| live.allows(**item));
                 let items = items.take(top_k - list.len());
-                list.extend(items.map(|item| Hypothesis {
-                    sid,
-                    item: *item,
-                    log_prob: beams.log_prob(row),
-                }));
+                list.extend(items.map(|item| Hypothesis { sid, item: *item, log_prob: beams.log_prob(row) }));
             }
             lists.push(list);
         }
@@ -300,10 +258,7 @@ mod tests {
     use rqvae::{SidSpec, SidTable};
 
     fn trie() -> Trie {
-        let spec = SidSpec {
-            codebook_sizes: vec![2, 3],
-            suffix_size: None,
-        };
+        let spec = SidSpec { codebook_sizes: vec![2, 3], suffix_size: None };
         Trie::build(&SidTable::new(spec, vec![0, 0, 0, 2, 1, 1]).unwrap()).unwrap()
     }
 
@@ -311,38 +266,13 @@ mod tests {
     fn beams_tell_a_scorer_where_they_come_from() {
         let trie = trie();
         let kernel = CpuKernel::new(&trie);
-        let live = vec![
-            LiveMask::all(&trie),
-            LiveMask::all(&trie).without(&trie, &[rqvae::ItemIdx(2)]),
-        ];
+        let live = vec![LiveMask::all(&trie), LiveMask::all(&trie).without(&trie, &[rqvae::ItemIdx(2)])];
         let mut beams = kernel.start(2, &live, ScoreMode::FullVocab).unwrap();
-        assert_eq!(
-            (
-                beams.rows(),
-                beams.request(1),
-                beams.parent(1),
-                beams.codes(1)
-            ),
-            (2, 1, 1, &[][..])
-        );
-        kernel
-            .step(
-                &mut beams,
-                &Scores {
-                    width: 2,
-                    data: vec![-1.0, -0.5, -1.0, -0.5],
-                },
-                5,
-            )
-            .unwrap();
-        let rows: Vec<_> = (0..beams.rows())
-            .map(|r| (beams.request(r), beams.parent(r), beams.codes(r)[0]))
-            .collect();
+        assert_eq!((beams.rows(), beams.request(1), beams.parent(1), beams.codes(1)), (2, 1, 1, &[][..]));
+        kernel.step(&mut beams, &Scores { width: 2, data: vec![-1.0, -0.5, -1.0, -0.5] }, 5).unwrap();
+        let rows: Vec<_> = (0..beams.rows()).map(|r| (beams.request(r), beams.parent(r), beams.codes(r)[0])).collect();
         assert_eq!(rows, [(0, 0, 1), (0, 0, 0), (1, 1, 0)]);
-        assert_eq!(
-            (beams.rows_of(0), beams.rows_of(1), beams.level()),
-            (0..2, 2..3, 1)
-        );
+        assert_eq!((beams.rows_of(0), beams.rows_of(1), beams.level()), (0..2, 2..3, 1));
     }
 
     #[test]
@@ -352,32 +282,9 @@ mod tests {
         let live = [LiveMask::all(&trie)];
         assert!(kernel.start(2, &live, ScoreMode::FullVocab).is_err());
         let mut beams = kernel.start(1, &live, ScoreMode::FullVocab).unwrap();
-        let error = kernel
-            .step(
-                &mut beams,
-                &Scores {
-                    width: 3,
-                    data: vec![0.0; 3],
-                },
-                1,
-            )
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "scores: expected (1, 2), got 3 numbers in rows of 3"
-        );
-        assert!(
-            kernel
-                .step(
-                    &mut beams,
-                    &Scores {
-                        width: 2,
-                        data: vec![0.0; 2]
-                    },
-                    0
-                )
-                .is_err()
-        );
+        let error = kernel.step(&mut beams, &Scores { width: 3, data: vec![0.0; 3] }, 1).unwrap_err();
+        assert_eq!(error.to_string(), "scores: expected (1, 2), got 3 numbers in rows of 3");
+        assert!(kernel.step(&mut beams, &Scores { width: 2, data: vec![0.0; 2] }, 0).is_err());
         assert!(kernel.finish(beams, 1).is_err());
     }
 }

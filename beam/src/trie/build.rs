@@ -21,11 +21,7 @@ impl Trie {
     /// `tie_hash` does not belong to the table, or the table does not fit 32-bit numbers.
     pub fn build_with_ties(table: &SidTable, tie_hash: &[u64]) -> Result<Self> {
         if tie_hash.len() != table.items() {
-            return Err(Error::shape(
-                "tie hashes",
-                format!("{} items", table.items()),
-                tie_hash.len(),
-            ));
+            return Err(Error::shape("tie hashes", format!("{} items", table.items()), tie_hash.len()));
         }
         let items = u32::try_from(table.items()).map_err(|_| too_many(table))?;
         let mut order: Vec<u32> = (0..items).collect();
@@ -39,12 +35,7 @@ impl Trie {
         let mut scratch = vec![0; order.len()];
         for level in (0..levels).rev() {
             let code = |item: u32| usize::from(flat[item as usize * levels + level]);
-            counting_sort(
-                &order,
-                &mut scratch,
-                table.spec().codes_at(level) as usize,
-                code,
-            );
+            counting_sort(&order, &mut scratch, table.spec().codes_at(level) as usize, code);
             std::mem::swap(&mut order, &mut scratch);
         }
         drop(scratch);
@@ -64,11 +55,7 @@ impl Trie {
             };
             for level in shared..levels {
                 codes[level].push(row[level]);
-                let below = if level + 1 < levels {
-                    codes[level + 1].len()
-                } else {
-                    at
-                };
+                let below = if level + 1 < levels { codes[level + 1].len() } else { at };
                 starts[level + 1].push(below as u32);
             }
             last = Some(row);
@@ -82,21 +69,12 @@ impl Trie {
             starts[level].push(below);
         }
         starts[levels].push(order.len() as u32);
-        Self::new(
-            table.spec().clone(),
-            codes,
-            starts,
-            order.into_iter().map(ItemIdx).collect(),
-        )
+        Self::new(table.spec().clone(), codes, starts, order.into_iter().map(ItemIdx).collect())
     }
 }
 
 fn too_many(table: &SidTable) -> Error {
-    Error::shape(
-        "SID table",
-        format!("at most {} items", u32::MAX),
-        table.items(),
-    )
+    Error::shape("SID table", format!("at most {} items", u32::MAX), table.items())
 }
 
 /// Writes `order` to `sorted` by ascending `digit`, equal ones in the order they had.
@@ -125,40 +103,20 @@ pub(crate) mod tests {
     /// Small tables full of collisions and chains; `raw` codes are taken modulo their level's size.
     pub(crate) fn table() -> impl Strategy<Value = SidTable> {
         let sizes = prop::collection::vec(1u32..6, 1..5);
-        (
-            sizes,
-            any::<bool>(),
-            prop::collection::vec(any::<u16>(), 0..160),
-        )
-            .prop_map(|(sizes, suffix, raw)| {
-                let suffix_size = suffix.then_some(3);
-                let spec = SidSpec {
-                    codebook_sizes: sizes,
-                    suffix_size,
-                };
-                let len = spec.len();
-                let whole = raw.len() / len * len;
-                let fit = |(at, code): (usize, &u16)| {
-                    (u32::from(*code) % spec.codes_at(at % len)) as Code
-                };
-                let codes = raw[..whole].iter().enumerate().map(fit).collect();
-                SidTable::new(spec.clone(), codes).unwrap()
-            })
+        (sizes, any::<bool>(), prop::collection::vec(any::<u16>(), 0..160)).prop_map(|(sizes, suffix, raw)| {
+            let suffix_size = suffix.then_some(3);
+            let spec = SidSpec { codebook_sizes: sizes, suffix_size };
+            let len = spec.len();
+            let whole = raw.len() / len * len;
+            let fit = |(at, code): (usize, &u16)| (u32::from(*code) % spec.codes_at(at % len)) as Code;
+            let codes = raw[..whole].iter().enumerate().map(fit).collect();
+            SidTable::new(spec.clone(), codes).unwrap()
+        })
     }
 
-    fn walk(
-        trie: &Trie,
-        level: usize,
-        node: u32,
-        path: &mut Vec<Code>,
-        found: &mut BTreeMap<Vec<Code>, Vec<ItemIdx>>,
-    ) {
+    fn walk(trie: &Trie, level: usize, node: u32, path: &mut Vec<Code>, found: &mut BTreeMap<Vec<Code>, Vec<ItemIdx>>) {
         if level == trie.levels() {
-            assert!(
-                found
-                    .insert(path.clone(), trie.items(node).to_vec())
-                    .is_none()
-            );
+            assert!(found.insert(path.clone(), trie.items(node).to_vec()).is_none());
             return;
         }
         let (codes, children) = trie.children(level, node);
@@ -173,43 +131,22 @@ pub(crate) mod tests {
 
     #[test]
     fn arrays_by_hand() {
-        let spec = SidSpec {
-            codebook_sizes: vec![3, 9],
-            suffix_size: None,
-        };
-        let trie =
-            Trie::build(&SidTable::new(spec, vec![2, 0, 0, 7, 2, 0, 0, 5]).unwrap()).unwrap();
-        assert_eq!(
-            (
-                trie.nodes(0),
-                trie.nodes(1),
-                trie.nodes(2),
-                trie.items_total()
-            ),
-            (1, 2, 3, 4)
-        );
+        let spec = SidSpec { codebook_sizes: vec![3, 9], suffix_size: None };
+        let trie = Trie::build(&SidTable::new(spec, vec![2, 0, 0, 7, 2, 0, 0, 5]).unwrap()).unwrap();
+        assert_eq!((trie.nodes(0), trie.nodes(1), trie.nodes(2), trie.items_total()), (1, 2, 3, 4));
         assert_eq!(trie.children(0, 0), (&[0, 2][..], 0..2));
         assert_eq!(trie.children(1, 0), (&[5, 7][..], 0..2));
         assert_eq!(trie.children(1, 1), (&[0][..], 2..3));
         assert_eq!(trie.items(2), [ItemIdx(0), ItemIdx(2)]);
         assert_eq!(trie.items_below(1, 0), [ItemIdx(3), ItemIdx(1)]);
         assert_eq!(trie.find(&[2]), Some(1));
-        assert_eq!(
-            (trie.find(&[1]), trie.find(&[0, 6]), trie.find(&[0, 5, 0])),
-            (None, None, None)
-        );
-        assert_eq!(
-            (trie.leaf(ItemIdx(1)), trie.leaf(ItemIdx(4))),
-            (Some(1), None)
-        );
+        assert_eq!((trie.find(&[1]), trie.find(&[0, 6]), trie.find(&[0, 5, 0])), (None, None, None));
+        assert_eq!((trie.leaf(ItemIdx(1)), trie.leaf(ItemIdx(4))), (Some(1), None));
     }
 
     #[test]
     fn shared_ids_go_by_hash() {
-        let spec = SidSpec {
-            codebook_sizes: vec![2],
-            suffix_size: None,
-        };
+        let spec = SidSpec { codebook_sizes: vec![2], suffix_size: None };
         let table = SidTable::new(spec, vec![1, 1, 0, 1]).unwrap();
         let trie = Trie::build_with_ties(&table, &[7, 3, 0, 5]).unwrap();
         assert_eq!(trie.items(1), [ItemIdx(1), ItemIdx(3), ItemIdx(0)]);
@@ -218,10 +155,7 @@ pub(crate) mod tests {
 
     #[test]
     fn no_items_leave_the_root() {
-        let spec = SidSpec {
-            codebook_sizes: vec![2, 2],
-            suffix_size: Some(1),
-        };
+        let spec = SidSpec { codebook_sizes: vec![2, 2], suffix_size: Some(1) };
         let trie = Trie::build(&SidTable::new(spec, vec![]).unwrap()).unwrap();
         assert_eq!(trie.items_total(), 0);
         assert_eq!((trie.nodes(0), trie.nodes(3)), (1, 0));

@@ -58,23 +58,14 @@ impl Trie {
         let leaf_items = artefact.u32s(ITEMS)?.1;
         starts[0] = vec![0, codes[0].len() as u32];
         for (level, cuts) in starts.iter().enumerate() {
-            let nodes = if level == 0 {
-                1
-            } else {
-                codes[level - 1].len()
-            };
+            let nodes = if level == 0 { 1 } else { codes[level - 1].len() };
             let below = codes.get(level).map_or(leaf_items.len(), Vec::len);
             // Only the root of an empty catalogue may be without children.
             let filled = level == 0 || cuts.windows(2).all(|ends| ends[0] < ends[1]);
             let ends = (cuts.first().copied(), cuts.last().map(|end| *end as usize));
             if cuts.len() != nodes + 1 || ends != (Some(0), Some(below)) || !filled {
-                let name = if level == 0 {
-                    codes_name(0)
-                } else {
-                    starts_name(level - 1)
-                };
-                let reason =
-                    format!("array `{name}` does not cut {below} children into {nodes} nodes");
+                let name = if level == 0 { codes_name(0) } else { starts_name(level - 1) };
+                let reason = format!("array `{name}` does not cut {below} children into {nodes} nodes");
                 return Err(corrupt(reason).into());
             }
         }
@@ -87,8 +78,7 @@ impl Trie {
             let small = row.iter().all(|code| u32::from(*code) < size);
             if !small || !starts[level].windows(2).all(ascend) {
                 let name = codes_name(level);
-                let reason =
-                    format!("array `{name}`: siblings are not ascending codes below {size}");
+                let reason = format!("array `{name}`: siblings are not ascending codes below {size}");
                 return Err(corrupt(reason).into());
             }
         }
@@ -100,12 +90,7 @@ impl Trie {
             }
             seen[*item as usize] = true;
         }
-        Ok(Self::new(
-            spec,
-            codes,
-            starts,
-            leaf_items.into_iter().map(ItemIdx).collect(),
-        ))
+        Ok(Self::new(spec, codes, starts, leaf_items.into_iter().map(ItemIdx).collect()))
     }
 }
 
@@ -137,12 +122,8 @@ mod tests {
 
     #[test]
     fn wide_levels_take_two_bytes() {
-        let spec = SidSpec {
-            codebook_sizes: vec![300, 256],
-            suffix_size: None,
-        };
-        let trie =
-            Trie::build(&SidTable::new(spec, vec![299, 255, 0, 1, 299, 254]).unwrap()).unwrap();
+        let spec = SidSpec { codebook_sizes: vec![300, 256], suffix_size: None };
+        let trie = Trie::build(&SidTable::new(spec, vec![299, 255, 0, 1, 299, 254]).unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("index.safetensors");
         rqvae::write_atomic(&path, &bytes(&trie)).unwrap();

@@ -40,11 +40,7 @@ impl LiveMask {
 
     fn over(trie: &Trie, live: Option<Vec<bool>>) -> Self {
         let is_live = |item: &ItemIdx| live.as_ref().is_none_or(|live| live[item.0 as usize]);
-        let mut below: Vec<u32> = trie
-            .leaf_items
-            .iter()
-            .map(|item| u32::from(is_live(item)))
-            .collect();
+        let mut below: Vec<u32> = trie.leaf_items.iter().map(|item| u32::from(is_live(item))).collect();
         let mut counts = Vec::with_capacity(trie.levels() + 1);
         for starts in trie.starts.iter().rev() {
             let sum = |ends: &[u32]| below[ends[0] as usize..ends[1] as usize].iter().sum();
@@ -52,10 +48,7 @@ impl LiveMask {
             counts.push(below.clone());
         }
         counts.reverse();
-        Self {
-            catalogue: Arc::new(Catalogue { counts, live }),
-            denied: None,
-        }
+        Self { catalogue: Arc::new(Catalogue { counts, live }), denied: None }
     }
 
     /// The same without `items`, at a cost of items times levels. Unknown and dead items are left alone.
@@ -67,18 +60,13 @@ impl LiveMask {
         if items.is_empty() {
             return self.clone();
         }
-        let known = |item: &ItemIdx| {
-            (item.0 as usize) < trie.items_total() && self.catalogue.is_live(*item)
-        };
+        let known = |item: &ItemIdx| (item.0 as usize) < trie.items_total() && self.catalogue.is_live(*item);
         let mut denied: Vec<ItemIdx> = items.iter().copied().filter(known).collect();
         denied.extend(self.denied.iter().flat_map(|denied| &denied.items));
         denied.sort_unstable();
         denied.dedup();
 
-        let mut nodes: Vec<(NodeId, u32)> = denied
-            .iter()
-            .map(|item| (trie.leaves[item.0 as usize], 1))
-            .collect();
+        let mut nodes: Vec<(NodeId, u32)> = denied.iter().map(|item| (trie.leaves[item.0 as usize], 1)).collect();
         nodes.sort_unstable();
         let mut blocked = vec![Vec::new(); trie.levels() + 1];
         for level in (0..=trie.levels()).rev() {
@@ -88,9 +76,7 @@ impl LiveMask {
                 same
             });
             let counts = &self.catalogue.counts[level];
-            let dead = nodes
-                .iter()
-                .filter(|(node, denied)| counts[*node as usize] == *denied);
+            let dead = nodes.iter().filter(|(node, denied)| counts[*node as usize] == *denied);
             blocked[level] = dead.map(|(node, _)| *node).collect();
             if level > 0 {
                 for (node, _) in &mut nodes {
@@ -98,31 +84,19 @@ impl LiveMask {
                 }
             }
         }
-        let denied = (!denied.is_empty()).then(|| {
-            Arc::new(Denied {
-                items: denied,
-                blocked,
-            })
-        });
-        Self {
-            catalogue: Arc::clone(&self.catalogue),
-            denied,
-        }
+        let denied = (!denied.is_empty()).then(|| Arc::new(Denied { items: denied, blocked }));
+        Self { catalogue: Arc::clone(&self.catalogue), denied }
     }
 
     /// Whether `item` may be returned.
     pub fn allows(&self, item: ItemIdx) -> bool {
         self.catalogue.is_live(item)
-            && self
-                .denied
-                .as_ref()
-                .is_none_or(|denied| denied.items.binary_search(&item).is_err())
+            && self.denied.as_ref().is_none_or(|denied| denied.items.binary_search(&item).is_err())
     }
 
     /// Number of items that may be returned.
     pub fn len(&self) -> usize {
-        self.catalogue.counts[0][0] as usize
-            - self.denied.as_ref().map_or(0, |denied| denied.items.len())
+        self.catalogue.counts[0][0] as usize - self.denied.as_ref().map_or(0, |denied| denied.items.len())
     }
 
     /// Whether no item may be returned.
@@ -133,21 +107,12 @@ impl LiveMask {
     /// Refuses a mask of another trie.
     pub(crate) fn check(&self, trie: &Trie) -> Result<()> {
         let counts = &self.catalogue.counts;
-        if counts.len() == trie.levels() + 1
-            && counts
-                .iter()
-                .zip(&trie.starts)
-                .all(|(c, s)| c.len() + 1 == s.len())
-        {
+        if counts.len() == trie.levels() + 1 && counts.iter().zip(&trie.starts).all(|(c, s)| c.len() + 1 == s.len()) {
             return Ok(());
         }
         let nodes: Vec<usize> = (0..=trie.levels()).map(|level| trie.nodes(level)).collect();
         let found: Vec<usize> = counts.iter().map(Vec::len).collect();
-        Err(Error::shape(
-            "live mask",
-            format!("nodes per level {nodes:?}"),
-            format!("{found:?}"),
-        ))
+        Err(Error::shape("live mask", format!("nodes per level {nodes:?}"), format!("{found:?}")))
     }
 
     /// The test for siblings `children` of `level`.
@@ -160,20 +125,14 @@ impl LiveMask {
             let nodes = &denied.blocked[level];
             &nodes[range(nodes)]
         });
-        let counts = self
-            .catalogue
-            .live
-            .is_some()
-            .then(|| self.catalogue.counts[level].as_slice());
+        let counts = self.catalogue.live.is_some().then(|| self.catalogue.counts[level].as_slice());
         Siblings { counts, blocked }
     }
 }
 
 impl Catalogue {
     fn is_live(&self, item: ItemIdx) -> bool {
-        self.live
-            .as_ref()
-            .is_none_or(|live| live.get(item.0 as usize).copied().unwrap_or(false))
+        self.live.as_ref().is_none_or(|live| live.get(item.0 as usize).copied().unwrap_or(false))
     }
 }
 
@@ -194,14 +153,7 @@ impl Siblings<'_> {
 impl Trie {
     /// The mask of the items that `allowed` says yes to: a pass over the catalogue, made once and shared.
     pub fn live(&self, allowed: impl Fn(ItemIdx) -> bool) -> LiveMask {
-        LiveMask::over(
-            self,
-            Some(
-                (0..self.items_total() as u32)
-                    .map(|item| allowed(ItemIdx(item)))
-                    .collect(),
-            ),
-        )
+        LiveMask::over(self, Some((0..self.items_total() as u32).map(|item| allowed(ItemIdx(item))).collect()))
     }
 }
 
@@ -224,10 +176,7 @@ mod tests {
     #[test]
     fn a_mask_of_another_trie_is_refused() {
         let trie = |codes| {
-            let spec = SidSpec {
-                codebook_sizes: vec![4, 4],
-                suffix_size: None,
-            };
+            let spec = SidSpec { codebook_sizes: vec![4, 4], suffix_size: None };
             Trie::build(&SidTable::new(spec, codes).unwrap()).unwrap()
         };
         let (a, b) = (trie(vec![0, 0, 1, 1]), trie(vec![0, 0, 0, 1]));

@@ -68,10 +68,7 @@ impl Trie {
     #[inline]
     pub fn children(&self, level: usize, node: NodeId) -> (&[Code], Range<NodeId>) {
         let range = self.below(level, node);
-        (
-            &self.codes[level][range.start as usize..range.end as usize],
-            range,
-        )
+        (&self.codes[level][range.start as usize..range.end as usize], range)
     }
 
     /// Items of a leaf: several where items share an ID.
@@ -100,9 +97,7 @@ impl Trie {
             return None;
         }
         let mut levels = prefix.iter().enumerate();
-        levels.try_fold(Self::ROOT, |node, (level, code)| {
-            self.child(level, node, *code)
-        })
+        levels.try_fold(Self::ROOT, |node, (level, code)| self.child(level, node, *code))
     }
 
     /// Leaf of `item`; `None` when it is not in the catalogue.
@@ -112,30 +107,16 @@ impl Trie {
 
     /// Bytes held in memory.
     pub fn size_bytes(&self) -> usize {
-        let codes: usize = self
-            .codes
-            .iter()
-            .map(|codes| size_of_val(codes.as_slice()))
-            .sum();
-        let starts: usize = self
-            .starts
-            .iter()
-            .map(|starts| size_of_val(starts.as_slice()))
-            .sum();
-        codes
-            + starts
-            + size_of_val(self.leaf_items.as_slice())
-            + size_of_val(self.leaves.as_slice())
+        let codes: usize = self.codes.iter().map(|codes| size_of_val(codes.as_slice())).sum();
+        let starts: usize = self.starts.iter().map(|starts| size_of_val(starts.as_slice())).sum();
+        codes + starts + size_of_val(self.leaf_items.as_slice()) + size_of_val(self.leaves.as_slice())
     }
 
     /// The child of `node` of `level` by `code`.
     #[inline]
     pub(crate) fn child(&self, level: usize, node: NodeId, code: Code) -> Option<NodeId> {
         let (codes, range) = self.children(level, node);
-        codes
-            .binary_search(&code)
-            .ok()
-            .map(|at| range.start + at as u32)
+        codes.binary_search(&code).ok().map(|at| range.start + at as u32)
     }
 
     /// What follows `node` in the next array: children, or places in `leaf_items`.
@@ -151,24 +132,13 @@ impl Trie {
     }
 
     /// Adds what follows from the arrays.
-    fn new(
-        spec: SidSpec,
-        codes: Vec<Vec<Code>>,
-        starts: Vec<Vec<u32>>,
-        leaf_items: Vec<ItemIdx>,
-    ) -> Self {
+    fn new(spec: SidSpec, codes: Vec<Vec<Code>>, starts: Vec<Vec<u32>>, leaf_items: Vec<ItemIdx>) -> Self {
         let mut leaves = vec![0; leaf_items.len()];
         for (leaf, ends) in starts[codes.len()].windows(2).enumerate() {
             for item in &leaf_items[ends[0] as usize..ends[1] as usize] {
                 leaves[item.0 as usize] = leaf as u32;
             }
         }
-        Self {
-            spec,
-            codes,
-            starts,
-            leaf_items,
-            leaves,
-        }
+        Self { spec, codes, starts, leaf_items, leaves }
     }
 }

@@ -55,11 +55,7 @@ impl BertEncoder {
         let path = pipeline.transformer.join("config.json");
         let config = config(&path)?;
         pipeline.max_tokens = pipeline.max_tokens.min(config.max_position_embeddings);
-        let tokenizer = tokenizer(
-            &pipeline.transformer.join("tokenizer.json"),
-            &config,
-            pipeline.max_tokens,
-        )?;
+        let tokenizer = tokenizer(&pipeline.transformer.join("tokenizer.json"), &config, pipeline.max_tokens)?;
         let path = pipeline.transformer.join("model.safetensors");
         let bytes = read(&path)?;
         let model = VarBuilder::from_buffered_safetensors(bytes, DType::F32, &Device::Cpu)
@@ -78,17 +74,12 @@ impl BertEncoder {
 
     /// Token ids of every text, special tokens included.
     fn tokens(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
-        let cut: Vec<&str> = texts
-            .iter()
-            .map(|text| &text[..text.floor_char_boundary(MAX_TEXT_BYTES)])
-            .collect();
+        let cut: Vec<&str> = texts.iter().map(|text| &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]).collect();
         let tokenize = || self.tokenizer.encode_batch_fast(cut, true);
         let encodings = catch_unwind(AssertUnwindSafe(tokenize))
             .map_err(|_| "the tokenizer gave up".to_owned())
             .and_then(|encoded| encoded.map_err(|e| e.to_string()))
-            .map_err(|reason| {
-                Error::corrupt(&self.pipeline.transformer.join("tokenizer.json"), reason)
-            })?;
+            .map_err(|reason| Error::corrupt(&self.pipeline.transformer.join("tokenizer.json"), reason))?;
         Ok(encodings.iter().map(|e| e.get_ids().to_vec()).collect())
     }
 
@@ -141,10 +132,7 @@ impl ContentEncoder for BertEncoder {
                     self.forward(&batch)
                 })
                 .collect::<Result<_>>()?;
-            for (&row, vector) in rows
-                .iter()
-                .zip(vectors.iter().flat_map(|part| part.chunks_exact(self.dim)))
-            {
+            for (&row, vector) in rows.iter().zip(vectors.iter().flat_map(|part| part.chunks_exact(self.dim))) {
                 let place = &mut data[row * self.dim..][..self.dim];
                 place.copy_from_slice(vector);
                 if self.pipeline.normalize {
@@ -170,10 +158,7 @@ fn config(path: &Path) -> Result<Config> {
     if let Some(kind) = json::<Kind>(path)?.model_type
         && kind != "bert"
     {
-        return Err(Error::corrupt(
-            path,
-            format!("model_type `{kind}` is not supported; expected `bert`"),
-        ));
+        return Err(Error::corrupt(path, format!("model_type `{kind}` is not supported; expected `bert`")));
     }
     let config: Config = json(path)?;
     let bounds = [
@@ -182,35 +167,19 @@ fn config(path: &Path) -> Result<Config> {
         ("num_hidden_layers", config.num_hidden_layers, 256),
         ("num_attention_heads", config.num_attention_heads, 1024),
         ("intermediate_size", config.intermediate_size, 65_536),
-        (
-            "max_position_embeddings",
-            config.max_position_embeddings,
-            65_536,
-        ),
+        ("max_position_embeddings", config.max_position_embeddings, 65_536),
         ("type_vocab_size", config.type_vocab_size, 1024),
     ];
     for (field, found, most) in bounds {
         if !(1..=most).contains(&found) {
-            return Err(Error::corrupt(
-                path,
-                format!("{field} is {found}; expected 1 to {most}"),
-            ));
+            return Err(Error::corrupt(path, format!("{field} is {found}; expected 1 to {most}")));
         }
     }
-    if !config
-        .hidden_size
-        .is_multiple_of(config.num_attention_heads)
-    {
-        return Err(Error::corrupt(
-            path,
-            "hidden_size is no multiple of num_attention_heads",
-        ));
+    if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+        return Err(Error::corrupt(path, "hidden_size is no multiple of num_attention_heads"));
     }
     if config.pad_token_id >= config.vocab_size {
-        return Err(Error::corrupt(
-            path,
-            "pad_token_id is outside the vocabulary",
-        ));
+        return Err(Error::corrupt(path, "pad_token_id is outside the vocabulary"));
     }
     Ok(config)
 }
@@ -223,13 +192,8 @@ fn tokenizer(path: &Path, config: &Config, max_tokens: usize) -> Result<Tokenize
     let parse = || -> std::result::Result<Tokenizer, String> {
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string())?;
         tokenizer.with_padding(None);
-        let truncation = TruncationParams {
-            max_length: max_tokens,
-            ..TruncationParams::default()
-        };
-        tokenizer
-            .with_truncation(Some(truncation))
-            .map_err(|e| e.to_string())?;
+        let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| e.to_string())?;
         Ok(tokenizer)
     };
     let tokenizer = catch_unwind(AssertUnwindSafe(parse))
@@ -239,10 +203,7 @@ fn tokenizer(path: &Path, config: &Config, max_tokens: usize) -> Result<Tokenize
     if largest as usize >= config.vocab_size {
         return Err(Error::corrupt(
             path,
-            format!(
-                "token {largest} is outside the model's vocabulary of {}",
-                config.vocab_size
-            ),
+            format!("token {largest} is outside the model's vocabulary of {}", config.vocab_size),
         ));
     }
     Ok(tokenizer)

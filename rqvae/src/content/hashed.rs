@@ -37,16 +37,14 @@ impl ContentEncoder for HashedEncoder {
 
     fn encode(&self, texts: &[String], progress: &mut dyn FnMut(usize)) -> Result<Vectors> {
         let mut data = vec![0.0; texts.len() * self.dim];
-        data.par_chunks_mut(self.dim)
-            .zip(texts)
-            .for_each(|(row, text)| {
-                for (term, count) in terms::count(text) {
-                    let sign = if term >> 63 == 0 { 1.0 } else { -1.0 };
-                    let place = (term >> 2) % self.dim as u64;
-                    row[place as usize] += sign * (1.0 + (count as f32).ln());
-                }
-                normalize(row);
-            });
+        data.par_chunks_mut(self.dim).zip(texts).for_each(|(row, text)| {
+            for (term, count) in terms::count(text) {
+                let sign = if term >> 63 == 0 { 1.0 } else { -1.0 };
+                let place = (term >> 2) % self.dim as u64;
+                row[place as usize] += sign * (1.0 + (count as f32).ln());
+            }
+            normalize(row);
+        });
         progress(texts.len());
         Vectors::new(self.dim, data)
     }

@@ -27,11 +27,7 @@ pub trait ContentEncoder {
 
 /// Scales a row to length 1; a row of zeros stays.
 fn normalize(row: &mut [f32]) {
-    let norm = row
-        .iter()
-        .map(|&x| f64::from(x).powi(2))
-        .sum::<f64>()
-        .sqrt();
+    let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     if norm > 0.0 {
         for x in row {
             *x = (f64::from(*x) / norm) as f32;

@@ -46,12 +46,8 @@ struct LengthFile {
 impl Pipeline {
     /// Reads `modules.json`; a folder without one gets mean pooling and unit length.
     pub(super) fn of(folder: &Path) -> Result<Self> {
-        let mut pipeline = Self {
-            transformer: folder.to_owned(),
-            pooling: Pooling::Mean,
-            normalize: true,
-            max_tokens: MAX_TOKENS,
-        };
+        let mut pipeline =
+            Self { transformer: folder.to_owned(), pooling: Pooling::Mean, normalize: true, max_tokens: MAX_TOKENS };
         let path = folder.join("modules.json");
         if path.is_file() {
             pipeline.normalize = false;
@@ -90,10 +86,7 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// A module's folder is one name beside `modules.json`, never a way out of the folder.
 fn plain_name<'a>(path: &Path, name: &'a str) -> Result<&'a str> {
     if name.contains(['/', '\\']) || name.starts_with("..") {
-        return Err(Error::corrupt(
-            path,
-            format!("module path `{name}` leaves the folder"),
-        ));
+        return Err(Error::corrupt(path, format!("module path `{name}` leaves the folder")));
     }
     Ok(name)
 }
@@ -112,10 +105,7 @@ fn pooling(path: &Path) -> Result<Pooling> {
     match modes.as_slice() {
         ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
         ["cls" | "cls_token"] => Ok(Pooling::Cls),
-        other => Err(Error::corrupt(
-            path,
-            format!("pooling {other:?} is not supported; expected mean or cls"),
-        )),
+        other => Err(Error::corrupt(path, format!("pooling {other:?} is not supported; expected mean or cls"))),
     }
 }
 
@@ -150,10 +140,7 @@ mod tests {
     fn the_modules_are_honoured() {
         let dir = folder(&[
             ("modules.json", MODULES),
-            (
-                "1_Pooling/config.json",
-                r#"{"pooling_mode_cls_token":true}"#,
-            ),
+            ("1_Pooling/config.json", r#"{"pooling_mode_cls_token":true}"#),
             ("sentence_bert_config.json", r#"{"max_seq_length":64}"#),
         ]);
         let pipeline = Pipeline::of(dir.path()).unwrap();
@@ -167,17 +154,8 @@ mod tests {
         let max = r#"{"pooling_mode_max_tokens":true}"#;
         let dense = MODULES.replace("models.Pooling", "models.Dense");
         let out = MODULES.replace("\"1_Pooling\"", "\"../1_Pooling\"");
-        for (modules, pooling) in [
-            (MODULES, max),
-            (MODULES, "{}"),
-            (&dense, "{}"),
-            (&out, "{}"),
-            ("{", "{}"),
-        ] {
-            let dir = folder(&[
-                ("modules.json", modules),
-                ("1_Pooling/config.json", pooling),
-            ]);
+        for (modules, pooling) in [(MODULES, max), (MODULES, "{}"), (&dense, "{}"), (&out, "{}"), ("{", "{}")] {
+            let dir = folder(&[("modules.json", modules), ("1_Pooling/config.json", pooling)]);
             assert!(Pipeline::of(dir.path()).is_err(), "{modules} {pooling}");
         }
         let dir = folder(&[("modules.json", MODULES)]);

@@ -1,7 +1,8 @@
 //! Item-to-item neighbours by co-occurrence.
 //!
 //! Paper: Sarwar et al. 2001, Item-based collaborative filtering; cosine with shrinkage: users of both over
-//! `sqrt(users of a * users of b) + shrink`, the `k` nearest of each item, summed over the history.
+//! `sqrt(users of a * users of b) + shrink`, the `k` nearest of each item, summed over the history. How often a user
+//! met an item does not count.
 
 use crate::Result;
 use crate::retrieve::{Query, Retriever, Scored, top_k};
@@ -24,12 +25,11 @@ impl ItemKnn {
     /// As [`ItemKnn::fit`] with other numbers.
     pub fn fit_with(histories: &[&[ItemIdx]], tie_hash: &[u64], k: usize, shrink: f32) -> Self {
         let items = tie_hash.len();
+        let histories: Vec<Vec<ItemIdx>> = histories.iter().map(|history| distinct(history)).collect();
         let mut users = vec![Vec::new(); items];
         for (user, history) in histories.iter().enumerate() {
-            for item in *history {
-                if users[item.0 as usize].last() != Some(&(user as u32)) {
-                    users[item.0 as usize].push(user as u32);
-                }
+            for item in history {
+                users[item.0 as usize].push(user as u32);
             }
         }
         let sizes: Vec<f32> = users.iter().map(|u: &Vec<u32>| u.len() as f32).collect();
@@ -39,7 +39,7 @@ impl ItemKnn {
                 || (vec![f32::NEG_INFINITY; items], Vec::new()),
                 |(scores, touched), item| {
                     for user in &users[item] {
-                        for other in histories[*user as usize] {
+                        for other in &histories[*user as usize] {
                             let score = &mut scores[other.0 as usize];
                             if score.is_finite() {
                                 *score += 1.0;
@@ -72,6 +72,14 @@ impl ItemKnn {
     }
 }
 
+/// Ascending, each item once. Sums over a history are then the same in whatever order it was lived.
+fn distinct(history: &[ItemIdx]) -> Vec<ItemIdx> {
+    let mut items = history.to_vec();
+    items.sort_unstable();
+    items.dedup();
+    items
+}
+
 impl Retriever for ItemKnn {
     fn name(&self) -> &'static str {
         "itemknn"
@@ -80,7 +88,8 @@ impl Retriever for ItemKnn {
     fn retrieve(&self, queries: &[Query], k: usize) -> Result<Vec<Vec<Scored>>> {
         let list = |query: &Query| {
             let mut scores = vec![0.0; self.neighbours.len()];
-            for near in query.history.iter().flat_map(|item| &self.neighbours[item.0 as usize]) {
+            let history = distinct(query.history);
+            for near in history.iter().flat_map(|item| &self.neighbours[item.0 as usize]) {
                 scores[near.item.0 as usize] += near.score;
             }
             for item in query.exclude {
@@ -109,5 +118,17 @@ mod tests {
         let list = knn.retrieve(&[query], 10).unwrap();
         assert_eq!(list[0][0].item, ItemIdx(2));
         assert!(list[0].iter().all(|s| !histories[0].contains(&s.item)));
+    }
+
+    #[test]
+    fn meeting_an_item_twice_changes_nothing() {
+        let items = |ids: &[u32]| ids.iter().map(|i| ItemIdx(*i)).collect::<Vec<_>>();
+        let (once, twice) = ([items(&[0, 1, 2]), items(&[1, 3])], [items(&[1, 0, 1, 2, 0]), items(&[1, 3, 3])]);
+        let lists = [&once, &twice].map(|histories| {
+            let views: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+            let knn = ItemKnn::fit_with(&views, &[0, 1, 2, 3], 2, 1.0);
+            knn.retrieve(&[Query { history: views[1], exclude: &[] }], 4).unwrap()
+        });
+        assert_eq!(lists[0], lists[1]);
     }
 }

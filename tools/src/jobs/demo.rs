@@ -287,7 +287,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
     rqvae::write_atomic(&job.out.join("report.html"), render_html(&report, &extras)?.as_bytes())?;
     rqvae::write_atomic(&job.out.join("report.json"), &serde_json::to_vec_pretty(&report)?)?;
     for table in &extras.tables {
-        eprintln!("\n{} ({} test users)\n{}", table.title, table.users, metrics_table(table, &extras.highlight));
+        eprintln!("\n{}", metrics_table(table, &extras.highlight));
     }
     eprintln!("\nNew products\n{}", cold_start_table(&report.cold_start));
     eprintln!("\n{}", samples_table(&extras.samples, terminal_width()));

@@ -24,11 +24,7 @@ impl LsaEncoder {
         file.metadata("config", &config);
         file.u64s("terms", &[n], &self.terms)?;
         file.f32s("idf", &[n], &self.idf)?;
-        file.u16s(
-            "projection",
-            &[n, self.config.dim],
-            &half_bits(&self.projection)?,
-        )?;
+        file.u16s("projection", &[n, self.config.dim], &half_bits(&self.projection)?)?;
         file.write(&path)
     }
 
@@ -61,12 +57,7 @@ impl LsaEncoder {
         if idf.iter().chain(&projection).any(|x| !x.is_finite()) {
             return Err(Error::corrupt(&path, "holds a number that is not finite"));
         }
-        Ok(Self {
-            config,
-            terms,
-            idf,
-            projection,
-        })
+        Ok(Self { config, terms, idf, projection })
     }
 }
 
@@ -91,10 +82,7 @@ mod tests {
 
     fn fitted() -> LsaEncoder {
         let texts = ["red lamp", "blue lamp", "red chair", "blue chair"].map(str::to_owned);
-        let config = LsaConfig {
-            dim: 3,
-            ..LsaConfig::default()
-        };
+        let config = LsaConfig { dim: 3, ..LsaConfig::default() };
         LsaEncoder::fit(&texts, &config).unwrap()
     }
 

@@ -40,16 +40,18 @@ pub struct LsaConfig {
     pub seed: u64,
 }
 
+/// Chosen on the validation items of Amazon Beauty, by recall@10 of the nearest neighbours of a user's last item, the
+/// history left out: 0.068 (0.067 with four rounds; 0.062 with 256 dimensions, 0.050 with 128; MiniLM-L6 0.069).
 impl Default for LsaConfig {
     fn default() -> Self {
         Self {
-            dim: 128,
+            dim: 384,
             min_texts: 2,
-            max_terms: [16_000, 16_000, 16_000],
-            weights: [1.0, 0.5, 0.5],
-            spectrum: 1.0,
+            max_terms: [8000, 4000, 4000],
+            weights: [1.0, 0.2, 0.2],
+            spectrum: 0.4,
             max_fit_texts: 200_000,
-            iterations: 4,
+            iterations: 2,
             seed: 0,
         }
     }
@@ -103,24 +105,13 @@ impl LsaEncoder {
     /// A setting is out of range.
     pub fn fit(texts: &[String], config: &LsaConfig) -> Result<Self> {
         config.validate()?;
-        let mut order: Vec<([u8; 32], usize)> = texts
-            .par_iter()
-            .enumerate()
-            .map(|(row, text)| (*blake3::hash(text.as_bytes()).as_bytes(), row))
-            .collect();
+        let mut order: Vec<([u8; 32], usize)> =
+            texts.par_iter().enumerate().map(|(row, text)| (*blake3::hash(text.as_bytes()).as_bytes(), row)).collect();
         order.par_sort_unstable();
         order.truncate(config.max_fit_texts);
-        let counted: Vec<Vec<(u64, u32)>> = order
-            .par_iter()
-            .map(|&(_, row)| terms::count(&texts[row]))
-            .collect();
+        let counted: Vec<Vec<(u64, u32)>> = order.par_iter().map(|&(_, row)| terms::count(&texts[row])).collect();
         let (terms, idf) = vocabulary(&counted, config);
-        let mut encoder = Self {
-            config: config.clone(),
-            projection: vec![0.0; terms.len() * config.dim],
-            terms,
-            idf,
-        };
+        let mut encoder = Self { config: config.clone(), projection: vec![0.0; terms.len() * config.dim], terms, idf };
         if encoder.terms.is_empty() {
             return Ok(encoder);
         }
@@ -128,15 +119,10 @@ impl LsaEncoder {
         drop(counted);
         let matrix = Sparse::new(encoder.terms.len(), rows);
         let rng = SeededRng::new(config.seed);
-        let (mut right, values) =
-            svd::right_singular_vectors(&matrix, config.dim, 16, config.iterations, rng);
+        let (mut right, values) = svd::right_singular_vectors(&matrix, config.dim, 16, config.iterations, rng);
         for row in right.chunks_exact_mut(config.dim) {
             for (x, value) in row.iter_mut().zip(&values) {
-                *x *= if *value > 0.0 {
-                    (value / values[0]).powf(config.spectrum - 1.0)
-                } else {
-                    0.0
-                };
+                *x *= if *value > 0.0 { (value / values[0]).powf(config.spectrum - 1.0) } else { 0.0 };
             }
         }
         encoder.projection = file::from_half_bits(&file::half_bits(&right)?)?;
@@ -172,11 +158,7 @@ impl LsaEncoder {
 fn vocabulary(counted: &[Vec<(u64, u32)>], config: &LsaConfig) -> (Vec<u64>, Vec<f32>) {
     let mut all: Vec<u64> = counted.iter().flatten().map(|(term, _)| *term).collect();
     all.par_sort_unstable();
-    let least = if counted.len() < 100 {
-        1
-    } else {
-        config.min_texts
-    };
+    let least = if counted.len() < 100 { 1 } else { config.min_texts };
     let mut kinds: [Vec<(usize, u64)>; KINDS] = [const { Vec::new() }; KINDS];
     for same in all.chunk_by(|a, b| a == b) {
         let kind = terms::kind(same[0]);
@@ -191,9 +173,7 @@ fn vocabulary(counted: &[Vec<(u64, u32)>], config: &LsaConfig) -> (Vec<u64>, Vec
     }
     kept.sort_unstable();
     let idf = |texts: usize| ((counted.len() + 1) as f32 / texts as f32).ln();
-    kept.into_iter()
-        .map(|(term, texts)| (term, idf(texts)))
-        .unzip()
+    kept.into_iter().map(|(term, texts)| (term, idf(texts))).unzip()
 }
 
 impl ContentEncoder for LsaEncoder {
@@ -229,9 +209,7 @@ mod tests {
             ("garden hose", ["long", "green", "flexible", "heavy"]),
         ] {
             for word in words {
-                texts.push(format!(
-                    "Title: {word} {thing}. Categories: Shop > {thing}s"
-                ));
+                texts.push(format!("Title: {word} {thing}. Categories: Shop > {thing}s"));
             }
         }
         texts
@@ -242,10 +220,7 @@ mod tests {
     }
 
     fn small() -> LsaConfig {
-        LsaConfig {
-            dim: 6,
-            ..LsaConfig::default()
-        }
+        LsaConfig { dim: 6, ..LsaConfig::default() }
     }
 
     #[test]
@@ -272,10 +247,7 @@ mod tests {
         let mut turned = texts.clone();
         turned.reverse();
         let config = small();
-        assert_eq!(
-            LsaEncoder::fit(&texts, &config).unwrap(),
-            LsaEncoder::fit(&turned, &config).unwrap()
-        );
+        assert_eq!(LsaEncoder::fit(&texts, &config).unwrap(), LsaEncoder::fit(&turned, &config).unwrap());
     }
 
     #[test]
@@ -293,10 +265,7 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_refused() {
-        let config = LsaConfig {
-            dim: 0,
-            ..LsaConfig::default()
-        };
+        let config = LsaConfig { dim: 0, ..LsaConfig::default() };
         let error = LsaEncoder::fit(&[], &config).unwrap_err().to_string();
         assert!(error.contains("lsa.dim"), "{error}");
     }

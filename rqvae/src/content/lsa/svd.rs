@@ -28,11 +28,7 @@ impl Sparse {
             entries.extend(row);
             starts.push(entries.len());
         }
-        Self {
-            columns,
-            starts,
-            entries,
-        }
+        Self { columns, starts, entries }
     }
 
     fn rows(&self) -> usize {
@@ -60,20 +56,13 @@ impl Sparse {
                 *place += 1;
             }
         }
-        Self {
-            columns: self.rows(),
-            starts,
-            entries,
-        }
+        Self { columns: self.rows(), starts, entries }
     }
 
     /// (rows, columns) x (columns, k) -> (rows, k), dense and row-major.
     fn times(&self, dense: &[f32], k: usize) -> Vec<f32> {
         let mut product = vec![0.0; self.rows() * k];
-        product
-            .par_chunks_mut(k)
-            .enumerate()
-            .for_each(|(row, out)| add_rows(self.row(row), dense, out));
+        product.par_chunks_mut(k).enumerate().for_each(|(row, out)| add_rows(self.row(row), dense, out));
         product
     }
 }
@@ -99,15 +88,10 @@ pub(super) fn right_singular_vectors(
     iterations: usize,
     rng: SeededRng,
 ) -> (Vec<f32>, Vec<f32>) {
-    let k = (dim + oversample)
-        .min(matrix.rows())
-        .min(matrix.columns)
-        .max(1);
+    let k = (dim + oversample).min(matrix.rows()).min(matrix.columns).max(1);
     let transposed = matrix.transposed();
     let mut signs = rng.stream("lsa");
-    let start: Vec<f32> = (0..matrix.columns * k)
-        .map(|_| if signs.random() { 1.0 } else { -1.0 })
-        .collect();
+    let start: Vec<f32> = (0..matrix.columns * k).map(|_| if signs.random() { 1.0 } else { -1.0 }).collect();
     let mut basis = orthonormal(matrix.times(&start, k), k);
     for _ in 0..iterations {
         let right = orthonormal(transposed.times(&basis, k), k);
@@ -116,17 +100,11 @@ pub(super) fn right_singular_vectors(
     let right = transposed.times(&basis, k);
     let (values, vectors) = eigen(&right, k);
     let rotation = DMatrix::from_fn(dim, k, |to, from| {
-        if to < k && values[to] > 0.0 {
-            (vectors[(from, to)] / values[to].sqrt()) as f32
-        } else {
-            0.0
-        }
+        if to < k && values[to] > 0.0 { (vectors[(from, to)] / values[to].sqrt()) as f32 } else { 0.0 }
     });
     let mut singular = rotate(&right, k, &rotation);
     fix_signs(&mut singular, dim);
-    let values = (0..dim)
-        .map(|at| values.get(at).map_or(0.0, |v| v.max(0.0).sqrt() as f32))
-        .collect();
+    let values = (0..dim).map(|at| values.get(at).map_or(0.0, |v| v.max(0.0).sqrt() as f32)).collect();
     (singular, values)
 }
 
@@ -135,11 +113,7 @@ fn orthonormal(mut dense: Vec<f32>, k: usize) -> Vec<f32> {
     for _ in 0..2 {
         let (values, vectors) = eigen(&dense, k);
         let rotation = DMatrix::from_fn(k, k, |to, from| {
-            if values[to] > 0.0 {
-                (vectors[(from, to)] / values[to].sqrt()) as f32
-            } else {
-                0.0
-            }
+            if values[to] > 0.0 { (vectors[(from, to)] / values[to].sqrt()) as f32 } else { 0.0 }
         });
         dense = rotate(&dense, k, &rotation);
     }
@@ -162,20 +136,9 @@ fn eigen(dense: &[f32], k: usize) -> (Vec<f64>, DMatrix<f64>) {
     }
     let found = SymmetricEigen::new(gram);
     let mut order: Vec<usize> = (0..k).collect();
-    order.sort_by(|&a, &b| {
-        found.eigenvalues[b]
-            .total_cmp(&found.eigenvalues[a])
-            .then(a.cmp(&b))
-    });
+    order.sort_by(|&a, &b| found.eigenvalues[b].total_cmp(&found.eigenvalues[a]).then(a.cmp(&b)));
     let floor = order.first().map_or(0.0, |&at| found.eigenvalues[at]) * 1e-12;
-    let values = order
-        .iter()
-        .map(|&at| {
-            Some(found.eigenvalues[at])
-                .filter(|&v| v > floor)
-                .unwrap_or(0.0)
-        })
-        .collect();
+    let values = order.iter().map(|&at| Some(found.eigenvalues[at]).filter(|&v| v > floor).unwrap_or(0.0)).collect();
     let vectors = DMatrix::from_fn(k, k, |row, at| found.eigenvectors[(row, order[at])]);
     (values, vectors)
 }
@@ -184,12 +147,10 @@ fn eigen(dense: &[f32], k: usize) -> (Vec<f64>, DMatrix<f64>) {
 fn rotate(dense: &[f32], k: usize, rotation: &DMatrix<f32>) -> Vec<f32> {
     let to = rotation.nrows();
     let mut out = vec![0.0; dense.len() / k * to];
-    out.par_chunks_mut(CHUNK * to)
-        .zip(dense.par_chunks(CHUNK * k))
-        .for_each(|(out, chunk)| {
-            let chunk = DMatrixView::from_slice(chunk, k, chunk.len() / k);
-            out.copy_from_slice((rotation * chunk).as_slice());
-        });
+    out.par_chunks_mut(CHUNK * to).zip(dense.par_chunks(CHUNK * k)).for_each(|(out, chunk)| {
+        let chunk = DMatrixView::from_slice(chunk, k, chunk.len() / k);
+        out.copy_from_slice((rotation * chunk).as_slice());
+    });
     out
 }
 
@@ -237,9 +198,7 @@ mod tests {
         for at in 0..4 {
             let expected = exact.singular_values[at];
             assert!((f64::from(values[at]) / expected - 1.0).abs() < 1e-5);
-            let dot: f64 = (0..25)
-                .map(|c| f64::from(right[c * 4 + at]) * exact_right[(at, c)])
-                .sum();
+            let dot: f64 = (0..25).map(|c| f64::from(right[c * 4 + at]) * exact_right[(at, c)]).sum();
             assert!((dot.abs() - 1.0).abs() < 1e-4, "{at}: {dot}");
         }
     }

@@ -1,0 +1,241 @@
+//! The binary from outside: help, exit codes, and the whole line on a small generated shop.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Shop {
+    dir: tempfile::TempDir,
+}
+
+impl Shop {
+    /// A generated data directory.
+    fn new() -> Self {
+        let shop = Self { dir: tempfile::tempdir().unwrap() };
+        shop.ok(&["data", "make-demo", "--items", "1920", "--users", "500", "--out", "shop"]);
+        shop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_sidrec")).args(args).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Fails with `code` and a message that holds `words`.
+    fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
+        let output = self.run(args);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+        for word in words {
+            assert!(message.contains(word), "{args:?}: expected `{word}` in: {message}");
+        }
+        assert!(!message.contains("panicked"), "{message}");
+    }
+}
+
+const BUILD: [&str; 9] =
+    ["sids", "build", "--items", "shop/items.jsonl", "--encoder", "hashed", "--codebook-size", "32", "--out"];
+
+fn build<'a>(out: &'a str) -> Vec<&'a str> {
+    BUILD.iter().copied().chain([out]).collect()
+}
+
+fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base = ["train", "--catalogue", "catalogue", "--interactions", "shop/interactions.csv", "--preset", "quick"];
+    base.iter().copied().chain(["--out", out]).chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn every_command_has_help_with_two_examples() {
+    let shop = Shop { dir: tempfile::tempdir().unwrap() };
+    for command in [
+        "demo",
+        "data",
+        "data check",
+        "data make-demo",
+        "embed",
+        "sids",
+        "sids build",
+        "sids inspect",
+        "sids lookup",
+        "sids tree",
+        "train",
+        "eval",
+        "recommend",
+        "completions",
+    ] {
+        let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = shop.ok(&args);
+        let examples = help.split("Examples:").nth(1).unwrap_or_default();
+        assert!(examples.matches("sidrec ").count() >= 2, "{command}: {help}");
+    }
+    shop.fails(&["nonsense"], 2, &["nonsense"]);
+    shop.fails(&["demo", "--sed", "1"], 2, &["--seed"]);
+}
+
+#[test]
+fn the_line_by_hand_with_resume_and_determinism() {
+    let shop = Shop::new();
+    let check: serde_json::Value = serde_json::from_str(&shop.ok(&[
+        "data",
+        "check",
+        "--items",
+        "shop/items.jsonl",
+        "--interactions",
+        "shop/interactions.csv",
+    ]))
+    .unwrap();
+    assert_eq!((check["items"].as_u64(), check["users"].as_u64()), (Some(1920), Some(500)));
+
+    // The same seed gives the same IDs, and a catalogue is never overwritten.
+    shop.ok(&build("catalogue"));
+    shop.ok(&build("again"));
+    let index = |name: &str| fs::read(shop.path(name).join("index.safetensors")).unwrap();
+    assert_eq!(index("catalogue"), index("again"));
+    shop.fails(&build("catalogue"), 73, &["catalogue", "not empty"]);
+    let inspect: serde_json::Value =
+        serde_json::from_str(&shop.ok(&["sids", "inspect", "catalogue", "--json"])).unwrap();
+    assert_eq!(inspect["items"], 1920);
+    let id = fs::read_to_string(shop.path("catalogue/items.jsonl")).unwrap();
+    let card: serde_json::Value = serde_json::from_str(id.lines().next().unwrap()).unwrap();
+    let key = card["item_id"].as_str().unwrap();
+    let line = shop.ok(&["sids", "lookup", "catalogue", key]);
+    let sid = line.split('\t').nth(1).unwrap();
+    assert!(shop.ok(&["sids", "tree", "catalogue", sid]).contains(key));
+    shop.fails(&["sids", "lookup", "catalogue", "no-such-item"], 65, &["no-such-item"]);
+
+    // Twice the same training gives the same weights; one that is cut short and resumed does too.
+    shop.ok(&train("run", &[]));
+    shop.ok(&train("run2", &[]));
+    let metrics = |run: &str| {
+        let text = fs::read_to_string(shop.path(run).join("metrics.jsonl")).unwrap();
+        let strip = |line: &str| {
+            let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
+            record["seconds"] = 0.into();
+            record["examples_per_second"] = 0.into();
+            record.to_string()
+        };
+        text.lines().map(strip).collect::<Vec<_>>()
+    };
+    let weights = |run: &str| {
+        let best = fs::read_to_string(shop.path(run).join("best")).unwrap();
+        fs::read(shop.path(run).join(best).join("model.safetensors")).unwrap()
+    };
+    assert_eq!(metrics("run"), metrics("run2"));
+    assert_eq!(weights("run"), weights("run2"));
+    shop.fails(&train("run", &[]), 73, &["run", "not empty"]);
+    kill_and_resume(&shop, "run3");
+    assert_eq!(metrics("run"), metrics("run3"));
+    assert_eq!(weights("run"), weights("run3"));
+    shop.fails(&train("run", &["--resume", "--set", "train.batch_size=32"]), 1, &["configuration"]);
+
+    let eval = ["eval", "--run", "run", "--catalogue", "catalogue", "--interactions", "shop/interactions.csv"];
+    let more = ["--beam", "20", "--write-run", "x.run", "--write-qrels", "x.qrels"];
+    let report: serde_json::Value =
+        serde_json::from_str(&shop.ok(&[&eval[..], &more[..]].concat())).unwrap();
+    assert_eq!((report["users"].as_u64(), report["invalid"].as_u64()), (Some(500), Some(0)));
+    assert_eq!(report["protocol"]["seen"], "exclude");
+    for key in ["recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr@10"] {
+        assert!(report["metrics"][key].is_number() && report["ci95"][key].is_number(), "{key}");
+    }
+    assert_eq!(fs::read_to_string(shop.path("x.qrels")).unwrap().lines().count(), 500);
+
+    for out in ["out.csv", "out.jsonl", "out.parquet"] {
+        let args = ["recommend", "--run", "run", "--catalogue", "catalogue", "--histories", "shop/interactions.csv"];
+        shop.ok(&[&args[..], &["--k", "3", "--beam", "10", "--out", out]].concat());
+        assert!(fs::metadata(shop.path(out)).unwrap().len() > 1000);
+    }
+    assert_eq!(fs::read_to_string(shop.path("out.csv")).unwrap().lines().count(), 1 + 3 * 500);
+    bad_runs(&shop, &eval);
+}
+
+/// Starts a run, kills it after its first checkpoint, and resumes it to the end.
+fn kill_and_resume(shop: &Shop, run: &str) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sidrec"))
+        .args(train(run, &[]))
+        .current_dir(shop.dir.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let latest = shop.path(run).join("latest");
+    while !latest.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(latest.exists());
+    shop.ok(&train(run, &["--resume"]));
+}
+
+fn bad_runs(shop: &Shop, eval: &[&str]) {
+    // A run of another SID table is refused by name.
+    let mut other = build("other");
+    other.extend(["--seed", "5"]);
+    shop.ok(&other);
+    let args: Vec<&str> = eval.iter().map(|a| if *a == "catalogue" { "other" } else { *a }).collect();
+    shop.fails(&args, 65, &["SID table"]);
+    // A flipped byte in a checkpoint or an index is refused with the file's name.
+    let best = fs::read_to_string(shop.path("run/best")).unwrap();
+    flip(&shop.path("run").join(best).join("model.safetensors"));
+    shop.fails(eval, 65, &["model.safetensors"]);
+    flip(&shop.path("other/index.safetensors"));
+    shop.fails(&["sids", "inspect", "other"], 65, &["index.safetensors"]);
+    fs::write(shop.path("cut.parquet"), &fs::read(shop.path("out.parquet")).unwrap()[..500]).unwrap();
+    shop.fails(&["embed", "--items", "cut.parquet", "--out", "v.npy"], 65, &["cut.parquet"]);
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn bad_input_is_named_with_its_exit_code() {
+    let shop = Shop { dir: tempfile::tempdir().unwrap() };
+    let write = |name: &str, text: &str| fs::write(shop.path(name), text).unwrap();
+    let items = |n: usize| (0..n).map(|i| format!("{{\"item_id\":\"i{i}\",\"title\":\"thing {i}\"}}\n")).collect();
+    let good: String = items(20);
+    write("items.jsonl", &good);
+    let sids = |items: &'static str| vec!["sids", "build", "--items", items, "--out", "c"];
+    shop.fails(&sids("nowhere.jsonl"), 66, &["nowhere.jsonl"]);
+    write("twice.jsonl", "{\"item_id\":1,\"title\":\"a\"}\n{\"item_id\":1,\"title\":\"b\"}\n");
+    shop.fails(&sids("twice.jsonl"), 65, &["twice.jsonl", "1"]);
+    write("columns.csv", "itemid,title\n1,a\n");
+    shop.fails(&sids("columns.csv"), 65, &["columns.csv", "item_id"]);
+    write("nan.npy", "no array");
+    shop.fails(&["sids", "build", "--items", "items.jsonl", "--embeddings", "nan.npy", "--out", "c"], 65, &["nan.npy"]);
+    assert!(!shop.path("c").exists());
+
+    shop.ok(&["sids", "build", "--items", "items.jsonl", "--encoder", "hashed", "--codebook-size", "4", "--out", "c"]);
+    let train = |events: &'static str| {
+        vec!["train", "--catalogue", "c", "--interactions", events, "--preset", "quick", "--out", "r"]
+    };
+    write("unknown.csv", "user_id,item_id,timestamp\nu,x,1\nu,y,2\nu,i1,3\n");
+    shop.fails(&train("unknown.csv"), 65, &["unknown.csv"]);
+    write("columns2.csv", "user_id,item,timestamp\nu,i1,1\n");
+    shop.fails(&train("columns2.csv"), 65, &["columns2.csv", "item_id"]);
+    shop.fails(&train("nowhere.csv"), 66, &["nowhere.csv"]);
+    write("empty.csv", "user_id,item_id,timestamp\n");
+    let output = shop.run(&train("empty.csv"));
+    assert!(!output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("panicked"));
+
+    let config = ["--config", "bad.toml"];
+    write("bad.toml", "[train]\nbatchsize = 3\n");
+    write("events.csv", "user_id,item_id,timestamp\nu,i1,1\nu,i2,2\nu,i3,3\nu,i4,4\n");
+    shop.fails(&[&train("events.csv")[..], &config[..]].concat(), 2, &["batchsize", "train.batch_size"]);
+    shop.fails(&[&train("events.csv")[..], &["--model", "tigre"]].concat(), 2, &["tigre", "tiger"]);
+    shop.fails(&["eval", "--run", "nothing", "--catalogue", "c", "--interactions", "events.csv"], 66, &["nothing"]);
+    assert!(shop.ok(&[&train("events.csv")[..], &["--print-config"]].concat()).contains("# preset rqt quick"));
+}
