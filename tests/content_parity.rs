@@ -15,10 +15,8 @@ const HEADS: usize = 3;
 const LAYERS: usize = 2;
 const INNER: usize = 40;
 const POSITIONS: usize = 16;
-const WORDS: [&str; 12] = [
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "nail", "polish", "##es", "##s", "lamp",
-    "oil",
-];
+const WORDS: [&str; 12] =
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "nail", "polish", "##es", "##s", "lamp", "oil"];
 /// Sums of some hundred terms in 32 bits against 64 bits.
 const TOLERANCE: f64 = 2e-5;
 /// The reference vectors are stored in 16 bits.
@@ -30,28 +28,18 @@ type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 fn weights() -> Weights {
     let mut state = 7_u64;
     let mut number = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5) * 0.6
     };
     let mut all = Weights::new();
     let mut add = |name: String, shape: Vec<usize>| {
-        let offset = if name.ends_with("LayerNorm.weight") {
-            1.0
-        } else {
-            0.0
-        };
-        let data = (0..shape.iter().product())
-            .map(|_| number() + offset)
-            .collect();
+        let offset = if name.ends_with("LayerNorm.weight") { 1.0 } else { 0.0 };
+        let data = (0..shape.iter().product()).map(|_| number() + offset).collect();
         all.insert(name, (shape, data));
     };
-    for (name, rows) in [
-        ("word_embeddings", WORDS.len()),
-        ("position_embeddings", POSITIONS),
-        ("token_type_embeddings", 2),
-    ] {
+    for (name, rows) in
+        [("word_embeddings", WORDS.len()), ("position_embeddings", POSITIONS), ("token_type_embeddings", 2)]
+    {
         add(format!("embeddings.{name}.weight"), vec![rows, DIM]);
     }
     add("embeddings.LayerNorm.weight".to_owned(), vec![DIM]);
@@ -65,10 +53,7 @@ fn weights() -> Weights {
             ("intermediate.dense", INNER, DIM),
             ("output.dense", DIM, INNER),
         ] {
-            add(
-                format!("encoder.layer.{layer}.{name}.weight"),
-                vec![out, inner],
-            );
+            add(format!("encoder.layer.{layer}.{name}.weight"), vec![out, inner]);
             add(format!("encoder.layer.{layer}.{name}.bias"), vec![out]);
         }
         for name in ["attention.output.LayerNorm", "output.LayerNorm"] {
@@ -86,11 +71,8 @@ fn write_folder(folder: &Path, weights: &Weights) -> anyhow::Result<()> {
         "hidden_dropout_prob": 0.1, "max_position_embeddings": POSITIONS, "type_vocab_size": 2,
         "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0
     });
-    let vocab: serde_json::Map<String, Value> = WORDS
-        .iter()
-        .enumerate()
-        .map(|(id, word)| ((*word).to_owned(), id.into()))
-        .collect();
+    let vocab: serde_json::Map<String, Value> =
+        WORDS.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
     let special = |id: usize| {
         json!({"id": id, "content": WORDS[id], "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true})
@@ -119,22 +101,14 @@ fn write_folder(folder: &Path, weights: &Weights) -> anyhow::Result<()> {
     fs::write(folder.join("tokenizer.json"), tokenizer.to_string())?;
     let bytes: BTreeMap<&str, Vec<u8>> = weights
         .iter()
-        .map(|(name, (_, data))| {
-            (
-                name.as_str(),
-                data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            )
-        })
+        .map(|(name, (_, data))| (name.as_str(), data.iter().flat_map(|x| x.to_le_bytes()).collect()))
         .collect();
     let mut views = Vec::new();
     for (name, (shape, _)) in weights {
         let view = TensorView::new(Dtype::F32, shape.clone(), &bytes[name.as_str()])?;
         views.push((name.as_str(), view));
     }
-    fs::write(
-        folder.join("model.safetensors"),
-        safetensors::serialize(views, None)?,
-    )?;
+    fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None)?)?;
     Ok(())
 }
 
@@ -150,14 +124,7 @@ impl Plain {
         let bias = self.at(&format!("{name}.bias"));
         let rows = self.at(&format!("{name}.weight")).chunks_exact(x.len());
         rows.zip(bias)
-            .map(|(row, b)| {
-                f64::from(*b)
-                    + row
-                        .iter()
-                        .zip(x)
-                        .map(|(w, x)| f64::from(*w) * x)
-                        .sum::<f64>()
-            })
+            .map(|(row, b)| f64::from(*b) + row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>())
             .collect()
     }
 
@@ -165,22 +132,15 @@ impl Plain {
         let n = x.len() as f64;
         let mean = x.iter().sum::<f64>() / n;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
-        let (weight, bias) = (
-            self.at(&format!("{name}.weight")),
-            self.at(&format!("{name}.bias")),
-        );
+        let (weight, bias) = (self.at(&format!("{name}.weight")), self.at(&format!("{name}.bias")));
         x.iter()
             .zip(weight.iter().zip(bias))
-            .map(|(x, (w, b))| {
-                (x - mean) / (variance + 1e-12).sqrt() * f64::from(*w) + f64::from(*b)
-            })
+            .map(|(x, (w, b))| (x - mean) / (variance + 1e-12).sqrt() * f64::from(*w) + f64::from(*b))
             .collect()
     }
 
     fn forward(&self, ids: &[usize]) -> Vec<Vec<f64>> {
-        let row = |name: &str, id: usize| {
-            &self.at(&format!("embeddings.{name}.weight"))[id * DIM..][..DIM]
-        };
+        let row = |name: &str, id: usize| &self.at(&format!("embeddings.{name}.weight"))[id * DIM..][..DIM];
         let mut hidden: Vec<Vec<f64>> = ids
             .iter()
             .enumerate()
@@ -189,9 +149,7 @@ impl Plain {
                     .iter()
                     .zip(row("position_embeddings", position))
                     .zip(row("token_type_embeddings", 0));
-                let sum: Vec<f64> = parts
-                    .map(|((a, b), c)| f64::from(*a) + f64::from(*b) + f64::from(*c))
-                    .collect();
+                let sum: Vec<f64> = parts.map(|((a, b), c)| f64::from(*a) + f64::from(*b) + f64::from(*c)).collect();
                 self.norm("embeddings.LayerNorm", &sum)
             })
             .collect();
@@ -212,10 +170,7 @@ impl Plain {
 
     fn attend(&self, name: &str, hidden: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let project = |part: &str| -> Vec<Vec<f64>> {
-            hidden
-                .iter()
-                .map(|x| self.linear(&format!("{name}.{part}"), x))
-                .collect()
+            hidden.iter().map(|x| self.linear(&format!("{name}.{part}"), x)).collect()
         };
         let (q, k, v) = (project("query"), project("key"), project("value"));
         let width = DIM / HEADS;
@@ -227,11 +182,7 @@ impl Plain {
                     let scores: Vec<f64> = k
                         .iter()
                         .map(|k| {
-                            let dot: f64 = q[part.clone()]
-                                .iter()
-                                .zip(&k[part.clone()])
-                                .map(|(a, b)| a * b)
-                                .sum();
+                            let dot: f64 = q[part.clone()].iter().zip(&k[part.clone()]).map(|(a, b)| a * b).sum();
                             (dot / (width as f64).sqrt()).exp()
                         })
                         .collect();
@@ -269,10 +220,7 @@ fn samples() -> Vec<(String, Vec<usize>)> {
     vec![
         ("Red nail polish".to_owned(), vec![2, 4, 6, 7, 3]),
         ("lamps".to_owned(), vec![2, 10, 9, 3]),
-        (
-            "BLUE polishes oil unheard".to_owned(),
-            vec![2, 5, 7, 8, 11, 1, 3],
-        ),
+        ("BLUE polishes oil unheard".to_owned(), vec![2, 5, 7, 8, 11, 1, 3]),
         (String::new(), vec![2, 3]),
         ("oil ".repeat(30), [vec![2], vec![11; 14], vec![3]].concat()),
     ]
@@ -297,24 +245,16 @@ fn a_small_bert_equals_plain_loops() {
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
     ]);
-    let pooling = json!({"word_embedding_dimension": DIM, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false});
+    let pooling =
+        json!({"word_embedding_dimension": DIM, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false});
     fs::write(dir.path().join("modules.json"), modules.to_string()).unwrap();
-    fs::write(
-        dir.path().join("1_Pooling/config.json"),
-        pooling.to_string(),
-    )
-    .unwrap();
-    let cls = BertEncoder::load(dir.path())
-        .unwrap()
-        .encode(&texts, &mut |_| ())
-        .unwrap();
+    fs::write(dir.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+    let cls = BertEncoder::load(dir.path()).unwrap().encode(&texts, &mut |_| ()).unwrap();
 
     for (row, (text, ids)) in samples().into_iter().enumerate() {
         let hidden = plain.forward(&ids);
         close(&format!("cls of {text:?}"), cls.row(row), &hidden[0]);
-        let mut pooled = hidden[1..]
-            .iter()
-            .fold(hidden[0].clone(), |sum, x| add(&sum, x));
+        let mut pooled = hidden[1..].iter().fold(hidden[0].clone(), |sum, x| add(&sum, x));
         let norm = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
         for x in &mut pooled {
             *x /= norm;
@@ -325,34 +265,22 @@ fn a_small_bert_equals_plain_loops() {
 
 fn close(what: &str, found: &[f32], expected: &[f64]) {
     for (found, expected) in found.iter().zip(expected) {
-        assert!(
-            (f64::from(*found) - expected).abs() < TOLERANCE,
-            "{what}: {found} is not {expected}"
-        );
+        assert!((f64::from(*found) - expected).abs() < TOLERANCE, "{what}: {found} is not {expected}");
     }
 }
 
 #[test]
 fn minilm_equals_its_reference_vectors() {
     let data = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/beauty");
-    let (items, vectors) = (
-        data.join("items.jsonl.gz"),
-        data.join("minilm-l6-v2.f16.npy"),
-    );
+    let (items, vectors) = (data.join("items.jsonl.gz"), data.join("minilm-l6-v2.f16.npy"));
     let folder = std::env::var_os("SIDREC_MINILM").map(PathBuf::from);
     let Some(folder) = folder.filter(|_| items.is_file() && vectors.is_file()) else {
-        eprintln!(
-            "SKIPPED: parity with MiniLM needs SIDREC_MINILM=<model folder> and {}",
-            data.display()
-        );
+        eprintln!("SKIPPED: parity with MiniLM needs SIDREC_MINILM=<model folder> and {}", data.display());
         return;
     };
     let items = tools::table::read_items(&items, &tools::table::ReadOptions::default()).unwrap();
     let reference = tools::table::read_vectors(&vectors, &items.keys).unwrap();
-    let rows: Vec<usize> = (0..items.keys.len())
-        .step_by(items.keys.len() / 64)
-        .take(64)
-        .collect();
+    let rows: Vec<usize> = (0..items.keys.len()).step_by(items.keys.len() / 64).take(64).collect();
     let texts: Vec<String> = rows.iter().map(|&row| items.texts[row].render()).collect();
     let encoder = BertEncoder::load(&folder).unwrap();
     let found = encoder.encode(&texts, &mut |_| ()).unwrap();
@@ -362,9 +290,6 @@ fn minilm_equals_its_reference_vectors() {
             worst = worst.max((a - b).abs());
         }
     }
-    eprintln!(
-        "MiniLM: largest difference of {} texts {worst:e}",
-        rows.len()
-    );
+    eprintln!("MiniLM: largest difference of {} texts {worst:e}", rows.len());
     assert!(worst < REFERENCE_TOLERANCE, "{worst}");
 }

@@ -1,3 +1,6 @@
-//! Integration tests.
+//! Tests that span several crates. One binary, so that everything links once.
 
+// Real and made-up BERT folders against reference vectors.
 mod content_parity;
+// Who may depend on whom.
+mod staircase;

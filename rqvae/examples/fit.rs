@@ -1,6 +1,6 @@
 //! Fits a quantiser to vectors in a `.npy` file (f16 or f32) and prints what the codes look like.
 //!
-//! Usage: fit VECTORS.npy rkmeans|rqvae|random ['{"seed":1}']
+//! Usage: `fit VECTORS.npy rkmeans|rqvae|random '{"seed":1}'`
 
 use candle_core::{DType, Tensor};
 use rqvae::{QuantizerConfig, SidStats, Vectors, fit_quantizer};

@@ -18,10 +18,7 @@ const METADATA: &str = "__metadata__";
 /// # Errors
 /// [`Error::Io`]; what was at `path` before is then untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
     let write = || {
@@ -34,9 +31,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         return Err(Error::io(path)(source));
     }
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io(parent))
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io(parent))
 }
 
 /// BLAKE3 of a file, in hex.
@@ -113,16 +108,9 @@ arrays! {
 impl ArtefactWriter {
     /// A file of `format` in `version`, still empty.
     pub fn new(format: &str, version: u32) -> Self {
-        let metadata = [
-            ("format", format),
-            ("version", &version.to_string()),
-            ("writer", WRITER),
-        ]
-        .map(|(key, value)| (key.to_string(), value.to_string()));
-        Self {
-            metadata: BTreeMap::from(metadata),
-            entries: BTreeMap::new(),
-        }
+        let metadata = [("format", format), ("version", &version.to_string()), ("writer", WRITER)]
+            .map(|(key, value)| (key.to_string(), value.to_string()));
+        Self { metadata: BTreeMap::from(metadata), entries: BTreeMap::new() }
     }
 
     /// Adds a line of metadata; `format`, `version`, `writer` and `digest` are taken.
@@ -193,12 +181,7 @@ impl Artefact {
     /// # Errors
     /// [`Error::Io`], [`Error::Corrupt`], [`Error::WrongVersion`] or [`Error::DigestMismatch`].
     pub fn open(path: &Path, format: &str, version: u32) -> Result<Self> {
-        Self::from_bytes(
-            path,
-            fs::read(path).map_err(Error::io(path))?,
-            format,
-            version,
-        )
+        Self::from_bytes(path, fs::read(path).map_err(Error::io(path))?, format, version)
     }
 
     /// Checks bytes read from `path`.
@@ -209,70 +192,38 @@ impl Artefact {
         SafeTensors::deserialize(&bytes).map_err(|e| Error::corrupt(path, e))?;
         // The library has just checked lengths, offsets and overlaps; what is read again here is known to be there.
         let broken = || Error::corrupt(path, "header is not that of an artefact");
-        let prefix: [u8; 8] = bytes
-            .get(..8)
-            .and_then(|b| b.try_into().ok())
-            .ok_or_else(broken)?;
-        let start = usize::try_from(u64::from_le_bytes(prefix))
-            .ok()
-            .and_then(|n| n.checked_add(8));
+        let prefix: [u8; 8] = bytes.get(..8).and_then(|b| b.try_into().ok()).ok_or_else(broken)?;
+        let start = usize::try_from(u64::from_le_bytes(prefix)).ok().and_then(|n| n.checked_add(8));
         let start = start.filter(|&n| n <= bytes.len()).ok_or_else(broken)?;
         let mut header: Map<String, Value> =
             serde_json::from_slice(&bytes[8..start]).map_err(|e| Error::corrupt(path, e))?;
-        let metadata = header
-            .get_mut(METADATA)
-            .and_then(Value::as_object_mut)
-            .ok_or_else(broken)?;
+        let metadata = header.get_mut(METADATA).and_then(Value::as_object_mut).ok_or_else(broken)?;
         let text = |metadata: &Map<String, Value>, key: &str| {
-            let value = metadata
-                .get(key)
-                .and_then(Value::as_str)
-                .map(str::to_string);
+            let value = metadata.get(key).and_then(Value::as_str).map(str::to_string);
             value.ok_or_else(|| Error::corrupt(path, format!("metadata lacks `{key}`")))
         };
         let found = text(metadata, "format")?;
         if found != format {
-            return Err(Error::corrupt(
-                path,
-                format!("format is `{found}`, expected `{format}`"),
-            ));
+            return Err(Error::corrupt(path, format!("format is `{found}`, expected `{format}`")));
         }
         let found = text(metadata, "version")?;
-        let found = found
-            .parse()
-            .map_err(|_| Error::corrupt(path, format!("version is `{found}`")))?;
+        let found = found.parse().map_err(|_| Error::corrupt(path, format!("version is `{found}`")))?;
         if found != version {
-            return Err(Error::WrongVersion {
-                path: path.to_path_buf(),
-                found,
-                supported: version,
-            });
+            return Err(Error::WrongVersion { path: path.to_path_buf(), found, supported: version });
         }
         let expected = text(metadata, "digest")?;
         metadata.shift_remove("digest");
-        let pairs = metadata
-            .iter()
-            .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string())))
-            .collect();
+        let pairs = metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect();
         let found = digest(&header, &bytes[start..]);
         if found != expected {
-            return Err(Error::DigestMismatch {
-                path: path.to_path_buf(),
-                expected,
-                found,
-            });
+            return Err(Error::DigestMismatch { path: path.to_path_buf(), expected, found });
         }
         header.shift_remove(METADATA);
         let mut slots = BTreeMap::new();
         for (name, value) in &header {
             slots.insert(name.clone(), slot(value, start).ok_or_else(broken)?);
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            metadata: pairs,
-            slots,
-            bytes,
-        })
+        Ok(Self { path: path.to_path_buf(), metadata: pairs, slots, bytes })
     }
 
     /// Where it was read from.
@@ -286,9 +237,7 @@ impl Artefact {
     /// [`Error::Corrupt`] when it is not there.
     pub fn metadata(&self, key: &str) -> Result<&str> {
         let value = self.metadata.get(key);
-        value
-            .map(String::as_str)
-            .ok_or_else(|| Error::corrupt(&self.path, format!("metadata lacks `{key}`")))
+        value.map(String::as_str).ok_or_else(|| Error::corrupt(&self.path, format!("metadata lacks `{key}`")))
     }
 
     /// Names of the arrays, sorted.
@@ -298,8 +247,7 @@ impl Artefact {
 
     fn slot(&self, name: &str, dtype: &str) -> Result<&Slot> {
         let slot = self.slots.get(name);
-        let slot =
-            slot.ok_or_else(|| Error::corrupt(&self.path, format!("array `{name}` is missing")))?;
+        let slot = slot.ok_or_else(|| Error::corrupt(&self.path, format!("array `{name}` is missing")))?;
         if slot.dtype != dtype {
             let reason = format!("array `{name}` is {}, expected {dtype}", slot.dtype);
             return Err(Error::corrupt(&self.path, reason));
@@ -310,20 +258,10 @@ impl Artefact {
 
 fn slot(value: &Value, start: usize) -> Option<Slot> {
     let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
-    let shape = value
-        .get("shape")?
-        .as_array()?
-        .iter()
-        .map(number)
-        .collect::<Option<_>>()?;
+    let shape = value.get("shape")?.as_array()?.iter().map(number).collect::<Option<_>>()?;
     let offsets = value.get("data_offsets")?;
     let offset = |i: usize| Some(number(offsets.get(i)?)? + start);
-    Some(Slot {
-        dtype: value.get("dtype")?.as_str()?.to_string(),
-        shape,
-        start: offset(0)?,
-        end: offset(1)?,
-    })
+    Some(Slot { dtype: value.get("dtype")?.as_str()?.to_string(), shape, start: offset(0)?, end: offset(1)? })
 }
 
 #[cfg(test)]
@@ -335,9 +273,7 @@ mod tests {
         let mut writer = ArtefactWriter::new("sample", 3);
         writer.metadata("spec", "{\"a\":1}");
         writer.u8s("bytes", &[3], &[1, 2, 3]).unwrap();
-        writer
-            .f32s("floats", &[2, 2], &[1.0, -2.0, 3.5, 0.0])
-            .unwrap();
+        writer.f32s("floats", &[2, 2], &[1.0, -2.0, 3.5, 0.0]).unwrap();
         writer.u32s("empty", &[0], &[]).unwrap();
         writer
     }
@@ -354,33 +290,15 @@ mod tests {
         let artefact = Artefact::open(&path, "sample", 3).unwrap();
         assert_eq!(artefact.metadata("spec").unwrap(), "{\"a\":1}");
         assert_eq!(artefact.u8s("bytes").unwrap(), (vec![3], vec![1, 2, 3]));
-        assert_eq!(
-            artefact.f32s("floats").unwrap(),
-            (vec![2, 2], vec![1.0, -2.0, 3.5, 0.0])
-        );
+        assert_eq!(artefact.f32s("floats").unwrap(), (vec![2, 2], vec![1.0, -2.0, 3.5, 0.0]));
         assert_eq!(artefact.u32s("empty").unwrap(), (vec![0], vec![]));
-        assert_eq!(
-            artefact.names().collect::<Vec<_>>(),
-            ["bytes", "empty", "floats"]
-        );
+        assert_eq!(artefact.names().collect::<Vec<_>>(), ["bytes", "empty", "floats"]);
         assert!(matches!(artefact.u8s("floats"), Err(Error::Corrupt { .. })));
-        assert!(matches!(
-            Artefact::open(&path, "other", 3),
-            Err(Error::Corrupt { .. })
-        ));
-        assert!(matches!(
-            Artefact::open(&path, "sample", 2),
-            Err(Error::WrongVersion { found: 3, .. })
-        ));
-        assert!(matches!(
-            Artefact::open(&dir.path().join("no"), "sample", 3),
-            Err(Error::Io { .. })
-        ));
+        assert!(matches!(Artefact::open(&path, "other", 3), Err(Error::Corrupt { .. })));
+        assert!(matches!(Artefact::open(&path, "sample", 2), Err(Error::WrongVersion { found: 3, .. })));
+        assert!(matches!(Artefact::open(&dir.path().join("no"), "sample", 3), Err(Error::Io { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert_eq!(
-            file_digest(&path).unwrap(),
-            blake3::hash(&sample().to_bytes()).to_hex().to_string()
-        );
+        assert_eq!(file_digest(&path).unwrap(), blake3::hash(&sample().to_bytes()).to_hex().to_string());
     }
 
     #[test]

@@ -117,25 +117,14 @@ impl Error {
 
     /// `path` is not what it says it is.
     pub fn corrupt(path: &Path, reason: impl Display) -> Self {
-        Self::Corrupt {
-            path: path.to_path_buf(),
-            reason: reason.to_string(),
-        }
+        Self::Corrupt { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
     pub(crate) fn config(field: &str, got: impl Display, expected: impl Display) -> Self {
-        Self::InvalidConfig {
-            field: field.to_string(),
-            got: got.to_string(),
-            expected: expected.to_string(),
-        }
+        Self::InvalidConfig { field: field.to_string(), got: got.to_string(), expected: expected.to_string() }
     }
 
     pub(crate) fn shape(what: &str, expected: impl Display, got: impl Display) -> Self {
-        Self::ShapeMismatch {
-            what: what.to_string(),
-            expected: expected.to_string(),
-            got: got.to_string(),
-        }
+        Self::ShapeMismatch { what: what.to_string(), expected: expected.to_string(), got: got.to_string() }
     }
 }

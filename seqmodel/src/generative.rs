@@ -1,9 +1,9 @@
 //! Generative retrieval: encode the histories, search the trie, return items.
 
+use crate::Result;
 use crate::retrieve::{Query, Retriever, Scored};
 use crate::rqt::{Rqt, RqtSession};
 use crate::tiger::{Tiger, TigerSession};
-use crate::Result;
 use beam::{BeamConfig, CpuKernel, Hypothesis, LiveMask, Trie};
 use rqvae::ItemIdx;
 
@@ -13,8 +13,13 @@ pub trait Generator: Sync {
     fn name(&self) -> &'static str;
 
     /// Best hypotheses for each history, which must not be empty, over items alive in `live`.
-    fn decode(&self, kernel: &CpuKernel, histories: &[&[ItemIdx]], config: &BeamConfig, live: &[LiveMask])
-    -> Result<Vec<Vec<Hypothesis>>>;
+    fn decode(
+        &self,
+        kernel: &CpuKernel,
+        histories: &[&[ItemIdx]],
+        config: &BeamConfig,
+        live: &[LiveMask],
+    ) -> Result<Vec<Vec<Hypothesis>>>;
 }
 
 impl Generator for Rqt {

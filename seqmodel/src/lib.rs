@@ -29,3 +29,6 @@ pub use items::ItemFeatures;
 pub use metrics::{Metrics, Ranks};
 pub use objectives::{RqtObjective, SasRecObjective, TigerObjective};
 pub use retrieve::{Query, Retriever, Scored};
+
+#[cfg(test)]
+mod training_tests;

@@ -104,10 +104,8 @@ impl Catalogue {
         require_empty(dir)?;
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(|e| cannot_create(parent, e))?;
-        let temporary = tempfile::Builder::new()
-            .prefix(".catalogue-")
-            .tempdir_in(parent)
-            .map_err(|e| cannot_create(dir, e))?;
+        let temporary =
+            tempfile::Builder::new().prefix(".catalogue-").tempdir_in(parent).map_err(|e| cannot_create(dir, e))?;
         let at = temporary.path();
         fs::create_dir(at.join("quantizer")).map_err(|e| cannot_create(dir, e))?;
         fs::create_dir(at.join("encoder")).map_err(|e| cannot_create(dir, e))?;
@@ -198,7 +196,10 @@ impl Catalogue {
             let file = dir.join(name);
             let found = file_digest(&file)?;
             if found != *expected {
-                return Err(bad_data(format!("{}: damaged; expected digest {expected}, found {found}", file.display())));
+                return Err(bad_data(format!(
+                    "{}: damaged; expected digest {expected}, found {found}",
+                    file.display()
+                )));
             }
         }
         let (keys, sids, trie) = read_index(&dir.join("index.safetensors"), manifest.integer_ids)?;

@@ -35,22 +35,36 @@ enum Command {
     #[command(after_help = "Examples:\n  sidrec demo\n  sidrec demo --data shop/ --out shop-demo --seed 1")]
     Demo(DemoArgs),
     /// Check a data set, or write the demo catalogue as files
-    #[command(subcommand, after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data check --items shop/items.jsonl --interactions shop/interactions.csv")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data check --items shop/items.jsonl --interactions shop/interactions.csv"
+    )]
     Data(DataCommand),
     /// Content embeddings of items
-    #[command(after_help = "Examples:\n  sidrec embed --items items.jsonl --out vectors.npy\n  sidrec embed --items items.csv --encoder models/all-MiniLM-L6-v2 --out vectors.safetensors")]
+    #[command(
+        after_help = "Examples:\n  sidrec embed --items items.jsonl --out vectors.npy\n  sidrec embed --items items.csv --encoder models/all-MiniLM-L6-v2 --out vectors.safetensors"
+    )]
     Embed(EmbedArgs),
     /// Build and look at semantic IDs
-    #[command(subcommand, after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids inspect catalogue")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids inspect catalogue"
+    )]
     Sids(SidsCommand),
     /// Train a sequence model
-    #[command(after_help = "Examples:\n  sidrec train --catalogue catalogue --interactions interactions.csv --model rqt --out run\n  sidrec train --catalogue catalogue --interactions interactions.csv --model rqt --out run --resume")]
+    #[command(
+        after_help = "Examples:\n  sidrec train --catalogue catalogue --interactions interactions.csv --model rqt --out run\n  sidrec train --catalogue catalogue --interactions interactions.csv --model rqt --out run --resume"
+    )]
     Train(TrainArgs),
     /// Full-catalogue, item-level evaluation
-    #[command(after_help = "Examples:\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv --seen include --ties shuffle:1 --report report.json")]
+    #[command(
+        after_help = "Examples:\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv --seen include --ties shuffle:1 --report report.json"
+    )]
     Eval(EvalArgs),
     /// Recommend to all users of a file
-    #[command(after_help = "Examples:\n  sidrec recommend --run run --catalogue catalogue --histories interactions.csv --k 10 --out out.parquet\n  sidrec recommend --run run --catalogue catalogue --histories histories.jsonl --out out.csv --beam 100")]
+    #[command(
+        after_help = "Examples:\n  sidrec recommend --run run --catalogue catalogue --histories interactions.csv --k 10 --out out.parquet\n  sidrec recommend --run run --catalogue catalogue --histories histories.jsonl --out out.csv --beam 100"
+    )]
     Recommend(RecommendArgs),
     /// Shell completions
     #[command(after_help = "Examples:\n  sidrec completions bash > sidrec.bash\n  sidrec completions zsh > _sidrec")]
@@ -79,10 +93,14 @@ struct DemoArgs {
 #[derive(Subcommand)]
 enum DataCommand {
     /// Validate items and interactions and print their counts as JSON
-    #[command(after_help = "Examples:\n  sidrec data check --items items.jsonl --interactions interactions.csv\n  sidrec data check --items items.parquet --interactions events.parquet --max-reject-fraction 0.01")]
+    #[command(
+        after_help = "Examples:\n  sidrec data check --items items.jsonl --interactions interactions.csv\n  sidrec data check --items items.parquet --interactions events.parquet --max-reject-fraction 0.01"
+    )]
     Check(CheckArgs),
     /// Write the generated catalogue as files
-    #[command(after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data make-demo --out shop --items 10000 --users 20000 --seed 7")]
+    #[command(
+        after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data make-demo --out shop --items 10000 --users 20000 --seed 7"
+    )]
     MakeDemo(MakeDemoArgs),
 }
 
@@ -173,7 +191,9 @@ enum MethodArg {
 #[derive(Subcommand)]
 enum SidsCommand {
     /// Fit the quantiser, encode, resolve collisions, build the index
-    #[command(after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --out catalogue")]
+    #[command(
+        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --out catalogue"
+    )]
     Build(BuildArgs),
     /// Health of the IDs: usage, perplexity, collisions, error
     #[command(after_help = "Examples:\n  sidrec sids inspect catalogue\n  sidrec sids inspect catalogue --json")]
@@ -185,7 +205,9 @@ enum SidsCommand {
         json: bool,
     },
     /// Semantic IDs of items
-    #[command(after_help = "Examples:\n  sidrec sids lookup catalogue P00001\n  sidrec sids lookup catalogue P00001 P00002")]
+    #[command(
+        after_help = "Examples:\n  sidrec sids lookup catalogue P00001\n  sidrec sids lookup catalogue P00001 P00002"
+    )]
     Lookup {
         /// Catalogue directory
         catalogue: PathBuf,
@@ -389,9 +411,10 @@ fn json_line(value: &impl serde::Serialize) -> Result<()> {
 fn demo(args: DemoArgs) -> Result<()> {
     let mut command = "sidrec demo".to_string();
     if let Some(data) = &args.data {
-        command += &format!(" --data {}", data.file_name().map_or("DIR".into(), |n| n.to_string_lossy()));
+        let name = data.file_name().map_or("DIR".into(), |n| n.to_string_lossy());
+        command = format!("{command} --data {name}");
     }
-    command += &format!(" --seed {}", args.seed);
+    command = format!("{command} --seed {}", args.seed);
     if args.quick {
         command += " --quick";
     }
@@ -450,8 +473,7 @@ fn embed(args: &EmbedArgs) -> Result<()> {
 fn build(args: &BuildArgs) -> Result<()> {
     require_empty(&args.out)?;
     let items = args.items.read()?;
-    let source =
-        build_sids::Content::choose(&items, args.embeddings.as_deref(), args.encoder.as_deref(), args.seed)?;
+    let source = build_sids::Content::choose(&items, args.embeddings.as_deref(), args.encoder.as_deref(), args.seed)?;
     let content = source.vectors(&items)?;
     let config = QuantizerConfig {
         method: match args.method {
@@ -514,7 +536,8 @@ fn eval(args: &EvalArgs) -> Result<()> {
     let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
     if args.ties != "file" {
         let seed = args.ties.strip_prefix("shuffle:").and_then(|seed| seed.parse().ok());
-        let seed = seed.ok_or_else(|| fault(Fault::Usage, format!("--ties {}: expected file or shuffle:SEED", args.ties)))?;
+        let seed =
+            seed.ok_or_else(|| fault(Fault::Usage, format!("--ties {}: expected file or shuffle:SEED", args.ties)))?;
         interactions.histories = shuffle_ties(&interactions, seed);
     }
     let width = args.run.beam as usize;
@@ -533,9 +556,10 @@ fn eval(args: &EvalArgs) -> Result<()> {
     };
     let split = LeaveOneOut::new(&interactions.histories);
     let mut stage = Stage::new("evaluate", split.users() as u64);
-    let (report, cases, found) = measure(retriever.as_ref(), &split, catalogue.keys.len(), &question, &mut |done, of| {
-        stage.at(done as u64, of as u64, "users");
-    })?;
+    let (report, cases, found) =
+        measure(retriever.as_ref(), &split, catalogue.keys.len(), &question, &mut |done, of| {
+            stage.at(done as u64, of as u64, "users");
+        })?;
     stage.done(&format!("recall@10 {:.4} ± {:.4}", report.metrics.recall_at_10, report.ci95.recall_at_10));
     let mut json = serde_json::to_value(&report)?;
     for k in &args.k {

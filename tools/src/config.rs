@@ -52,9 +52,10 @@ impl Layers {
 
     fn put(&mut self, key: &str, value: Value, origin: &str) -> Result<()> {
         let Some((old, _)) = self.values.get(key) else {
-            let near = self.values.keys().max_by(|a, b| {
-                strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)).then(b.cmp(a))
-            });
+            let near = self
+                .values
+                .keys()
+                .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)).then(b.cmp(a)));
             let hint = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
             return Err(fault(Fault::Usage, format!("unknown key `{key}` in {origin}{hint}")));
         };

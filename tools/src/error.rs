@@ -54,10 +54,7 @@ impl std::error::Error for Blamed {}
 
 /// An error of that fault.
 pub fn fault(fault: Fault, message: impl Display) -> anyhow::Error {
-    anyhow::Error::new(Blamed {
-        fault,
-        message: message.to_string(),
-    })
+    anyhow::Error::new(Blamed { fault, message: message.to_string() })
 }
 
 /// Input that cannot be used.
@@ -67,18 +64,12 @@ pub fn bad_data(message: impl Display) -> anyhow::Error {
 
 /// Input that is not there.
 pub fn input_missing(path: &Path) -> anyhow::Error {
-    fault(
-        Fault::InputMissing,
-        format!("{}: no such file or directory", path.display()),
-    )
+    fault(Fault::InputMissing, format!("{}: no such file or directory", path.display()))
 }
 
 /// Output that cannot be created.
 pub fn cannot_create(path: &Path, why: impl Display) -> anyhow::Error {
-    fault(
-        Fault::CannotCreate,
-        format!("cannot create {}: {why}", path.display()),
-    )
+    fault(Fault::CannotCreate, format!("cannot create {}: {why}", path.display()))
 }
 
 /// The exit code of an error: of the first fault in its chain.
@@ -95,9 +86,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
                 | Corrupt { .. }
                 | DigestMismatch { .. }
                 | WrongVersion { .. } => Fault::BadData.exit_code(),
-                Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                    Fault::InputMissing.exit_code()
-                }
+                Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Fault::InputMissing.exit_code(),
                 Io { .. } => Fault::Io.exit_code(),
                 _ => 1,
             };

@@ -6,12 +6,12 @@
 
 pub mod catalogue;
 pub mod cli;
-mod config;
+pub mod config;
 pub mod demo;
 pub mod error;
 pub mod interrupt;
 pub mod jobs;
 pub mod models;
-mod progress;
+pub mod progress;
 pub mod report;
 pub mod table;

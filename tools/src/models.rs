@@ -10,9 +10,7 @@ use seqmodel::retrieve::Retriever;
 use seqmodel::rqt::{Rqt, RqtConfig};
 use seqmodel::tiger::{Sample, Tiger, TigerConfig, samples};
 use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
-use seqmodel::{
-    Generative, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective,
-};
+use seqmodel::{Generative, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -70,7 +68,14 @@ impl RunConfig {
             },
             ("rqt", "quick") => Self {
                 model: ModelConfig::Rqt(RqtConfig { dim: 64, head_dim: 16, hidden: 256, ..RqtConfig::default() }),
-                train: TrainConfig { learning_rate: 3e-3, warmup_steps: 5, max_epochs: 6, eval_every: 2, eval_users: 500, ..train },
+                train: TrainConfig {
+                    learning_rate: 3e-3,
+                    warmup_steps: 5,
+                    max_epochs: 6,
+                    eval_every: 2,
+                    eval_users: 500,
+                    ..train
+                },
             },
             ("tiger", "paper" | "default") => Self {
                 model: ModelConfig::Tiger(TigerConfig::default()),
@@ -98,7 +103,14 @@ impl RunConfig {
             },
             ("sasrec", "quick") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }),
-                train: TrainConfig { learning_rate: 3e-3, warmup_steps: 5, max_epochs: 6, eval_every: 2, eval_users: 500, ..train },
+                train: TrainConfig {
+                    learning_rate: 3e-3,
+                    warmup_steps: 5,
+                    max_epochs: 6,
+                    eval_every: 2,
+                    eval_users: 500,
+                    ..train
+                },
             },
             (name, other) if MODELS.contains(&name) => {
                 let presets = if name == "tiger" { "paper, grid, quick" } else { "default, demo, quick" };

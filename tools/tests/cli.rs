@@ -1,5 +1,7 @@
 //! The binary from outside: help, exit codes, and the whole line on a small generated shop.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -45,7 +47,7 @@ impl Shop {
 const BUILD: [&str; 9] =
     ["sids", "build", "--items", "shop/items.jsonl", "--encoder", "hashed", "--codebook-size", "32", "--out"];
 
-fn build<'a>(out: &'a str) -> Vec<&'a str> {
+fn build(out: &str) -> Vec<&str> {
     BUILD.iter().copied().chain([out]).collect()
 }
 
@@ -140,8 +142,7 @@ fn the_line_by_hand_with_resume_and_determinism() {
 
     let eval = ["eval", "--run", "run", "--catalogue", "catalogue", "--interactions", "shop/interactions.csv"];
     let more = ["--beam", "20", "--write-run", "x.run", "--write-qrels", "x.qrels"];
-    let report: serde_json::Value =
-        serde_json::from_str(&shop.ok(&[&eval[..], &more[..]].concat())).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&shop.ok(&[&eval[..], &more[..]].concat())).unwrap();
     assert_eq!((report["users"].as_u64(), report["invalid"].as_u64()), (Some(500), Some(0)));
     assert_eq!(report["protocol"]["seen"], "exclude");
     for key in ["recall@5", "ndcg@5", "recall@10", "ndcg@10", "mrr@10"] {
@@ -205,9 +206,8 @@ fn flip(path: &Path) {
 fn bad_input_is_named_with_its_exit_code() {
     let shop = Shop { dir: tempfile::tempdir().unwrap() };
     let write = |name: &str, text: &str| fs::write(shop.path(name), text).unwrap();
-    let items = |n: usize| (0..n).map(|i| format!("{{\"item_id\":\"i{i}\",\"title\":\"thing {i}\"}}\n")).collect();
-    let good: String = items(20);
-    write("items.jsonl", &good);
+    let lines: Vec<String> = (0..20).map(|i| format!("{{\"item_id\":\"i{i}\",\"title\":\"thing {i}\"}}")).collect();
+    write("items.jsonl", &lines.join("\n"));
     let sids = |items: &'static str| vec!["sids", "build", "--items", items, "--out", "c"];
     shop.fails(&sids("nowhere.jsonl"), 66, &["nowhere.jsonl"]);
     write("twice.jsonl", "{\"item_id\":1,\"title\":\"a\"}\n{\"item_id\":1,\"title\":\"b\"}\n");

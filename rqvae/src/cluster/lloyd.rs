@@ -32,12 +32,7 @@ pub struct KmeansConfig {
 
 impl Default for KmeansConfig {
     fn default() -> Self {
-        Self {
-            k: 256,
-            iterations: 50,
-            tolerance: 1e-4,
-            seed: 0,
-        }
+        Self { k: 256, iterations: 50, tolerance: 1e-4, seed: 0 }
     }
 }
 
@@ -77,17 +72,10 @@ impl Kmeans {
         config.validate()?;
         points.check()?;
         if points.rows() == 0 {
-            return Err(Error::BadVectors {
-                row: 0,
-                reason: "there are no items".into(),
-            });
+            return Err(Error::BadVectors { row: 0, reason: "there are no items".into() });
         }
         let (centroids, costs) = lloyd(&points.data, points.dim, config);
-        Ok(Self {
-            dim: points.dim,
-            centroids,
-            costs,
-        })
+        Ok(Self { dim: points.dim, centroids, costs })
     }
 
     /// Nearest centroid of each point: (items, dim) -> (items,).
@@ -97,11 +85,7 @@ impl Kmeans {
     pub fn nearest(&self, points: &Vectors) -> Result<Vec<Code>> {
         points.check()?;
         if points.dim != self.dim {
-            return Err(Error::shape(
-                "points",
-                format!("width {}", self.dim),
-                points.dim,
-            ));
+            return Err(Error::shape("points", format!("width {}", self.dim), points.dim));
         }
         Ok(nearest(&points.data, self.dim, &self.centroids))
     }
@@ -114,17 +98,11 @@ pub(crate) fn lloyd(points: &[f32], dim: usize, config: &KmeansConfig) -> (Vec<f
     for iteration in 0..=config.iterations {
         let codes = nearest(points, dim, &centroids);
         let mut distances = vec![0.0; codes.len()];
-        distances
-            .par_iter_mut()
-            .zip(&codes)
-            .zip(points.par_chunks_exact(dim))
-            .for_each(|((d, &code), x)| {
-                *d = squared_distance(x, &centroids[usize::from(code) * dim..][..dim]);
-            });
+        distances.par_iter_mut().zip(&codes).zip(points.par_chunks_exact(dim)).for_each(|((d, &code), x)| {
+            *d = squared_distance(x, &centroids[usize::from(code) * dim..][..dim]);
+        });
         let cost: f64 = distances.iter().map(|&d| f64::from(d)).sum();
-        let stalled = costs
-            .last()
-            .is_some_and(|&last| last - cost <= config.tolerance * last);
+        let stalled = costs.last().is_some_and(|&last| last - cost <= config.tolerance * last);
         costs.push(cost);
         if iteration == config.iterations || stalled {
             break;
@@ -135,18 +113,10 @@ pub(crate) fn lloyd(points: &[f32], dim: usize, config: &KmeansConfig) -> (Vec<f
 }
 
 /// Moves each centroid to the mean of its points; a centroid without points takes the farthest point.
-fn update(
-    centroids: &mut [f32],
-    points: &[f32],
-    dim: usize,
-    codes: &[Code],
-    distances: &mut [f32],
-) {
+fn update(centroids: &mut [f32], points: &[f32], dim: usize, codes: &[Code], distances: &mut [f32]) {
     let k = centroids.len() / dim;
     let mut starts = vec![0; k + 1];
-    codes
-        .iter()
-        .for_each(|&code| starts[usize::from(code) + 1] += 1);
+    codes.iter().for_each(|&code| starts[usize::from(code) + 1] += 1);
     for c in 0..k {
         starts[c + 1] += starts[c];
     }
@@ -156,27 +126,23 @@ fn update(
         members[next[usize::from(code)]] = i;
         next[usize::from(code)] += 1;
     }
-    centroids
-        .par_chunks_exact_mut(dim)
-        .enumerate()
-        .for_each(|(c, centroid)| {
-            let members = &members[starts[c]..starts[c + 1]];
-            if members.is_empty() {
-                return;
+    centroids.par_chunks_exact_mut(dim).enumerate().for_each(|(c, centroid)| {
+        let members = &members[starts[c]..starts[c + 1]];
+        if members.is_empty() {
+            return;
+        }
+        let mut sums = vec![0f64; dim];
+        for &i in members {
+            for (sum, &x) in sums.iter_mut().zip(&points[i * dim..][..dim]) {
+                *sum += f64::from(x);
             }
-            let mut sums = vec![0f64; dim];
-            for &i in members {
-                for (sum, &x) in sums.iter_mut().zip(&points[i * dim..][..dim]) {
-                    *sum += f64::from(x);
-                }
-            }
-            for (mean, sum) in centroid.iter_mut().zip(sums) {
-                *mean = (sum / members.len() as f64) as f32;
-            }
-        });
+        }
+        for (mean, sum) in centroid.iter_mut().zip(sums) {
+            *mean = (sum / members.len() as f64) as f32;
+        }
+    });
     for dead in (0..k).filter(|&c| starts[c] == starts[c + 1]) {
-        let farthest = (0..distances.len())
-            .max_by(|&a, &b| distances[a].total_cmp(&distances[b]).then(b.cmp(&a)));
+        let farthest = (0..distances.len()).max_by(|&a, &b| distances[a].total_cmp(&distances[b]).then(b.cmp(&a)));
         match farthest {
             Some(i) if distances[i] > 0.0 => {
                 centroids[dead * dim..][..dim].copy_from_slice(&points[i * dim..][..dim]);
@@ -197,13 +163,9 @@ fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f32> {
     let mut distances = vec![f32::INFINITY; n];
     let mut candidates = vec![rng.random_range(0..n)];
     while centroids.len() < config.k * dim {
-        let tried = candidates
-            .par_iter()
-            .map(|&i| closer(points, dim, &distances, i));
+        let tried = candidates.par_iter().map(|&i| closer(points, dim, &distances, i));
         let tried: Vec<(f64, Vec<f32>)> = tried.collect();
-        let best = (0..tried.len())
-            .min_by(|&a, &b| tried[a].0.total_cmp(&tried[b].0))
-            .unwrap_or(0);
+        let best = (0..tried.len()).min_by(|&a, &b| tried[a].0.total_cmp(&tried[b].0)).unwrap_or(0);
         let chosen = candidates[best];
         centroids.extend_from_slice(&points[chosen * dim..][..dim]);
         let Some((total, best)) = tried.into_iter().nth(best) else {
@@ -211,9 +173,7 @@ fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f32> {
         };
         distances = best;
         candidates.clear();
-        candidates.extend(
-            (0..trials).map(|_| draw(&distances, total * rng.random::<f64>()).unwrap_or(chosen)),
-        );
+        candidates.extend((0..trials).map(|_| draw(&distances, total * rng.random::<f64>()).unwrap_or(chosen)));
     }
     centroids
 }
@@ -222,9 +182,7 @@ fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f32> {
 fn closer(points: &[f32], dim: usize, distances: &[f32], i: usize) -> (f64, Vec<f32>) {
     let centroid = &points[i * dim..][..dim];
     let pairs = distances.iter().zip(points.chunks_exact(dim));
-    let nearer: Vec<f32> = pairs
-        .map(|(d, x)| d.min(squared_distance(x, centroid)))
-        .collect();
+    let nearer: Vec<f32> = pairs.map(|(d, x)| d.min(squared_distance(x, centroid))).collect();
     (nearer.iter().map(|&d| f64::from(d)).sum(), nearer)
 }
 
@@ -246,12 +204,9 @@ fn draw(distances: &[f32], mut mark: f64) -> Option<usize> {
 pub(crate) fn nearest(points: &[f32], dim: usize, codewords: &[f32]) -> Vec<Code> {
     let norms = squared_norms(codewords, dim);
     let mut codes = vec![0; points.len() / dim];
-    codes
-        .par_chunks_mut(BLOCK)
-        .zip(points.par_chunks(BLOCK * dim))
-        .for_each_init(Vec::new, |scores, (codes, x)| {
-            nearest_in_block(x, dim, codewords, &norms, scores, codes);
-        });
+    codes.par_chunks_mut(BLOCK).zip(points.par_chunks(BLOCK * dim)).for_each_init(Vec::new, |scores, (codes, x)| {
+        nearest_in_block(x, dim, codewords, &norms, scores, codes);
+    });
     codes
 }
 
@@ -270,19 +225,10 @@ pub(crate) fn nearest_in_block(
     let block = if points.len() == BLOCK * dim {
         points
     } else {
-        padded = points
-            .iter()
-            .copied()
-            .chain(std::iter::repeat(0.0))
-            .take(BLOCK * dim)
-            .collect();
+        padded = points.iter().copied().chain(std::iter::repeat(0.0)).take(BLOCK * dim).collect();
         &padded
     };
-    matmul(
-        scores,
-        Matrix::new(block, BLOCK, dim),
-        Matrix::new(codewords, k, dim).t(),
-    );
+    matmul(scores, Matrix::new(block, BLOCK, dim), Matrix::new(codewords, k, dim).t());
     for (code, scores) in codes.iter_mut().zip(scores.chunks_exact(k)) {
         // |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x.c)
         let mut best = f32::INFINITY;
@@ -298,21 +244,14 @@ pub(crate) fn nearest_in_block(
 
 /// Squared norm of each row: (k, dim) -> (k,).
 pub(crate) fn squared_norms(rows: &[f32], dim: usize) -> Vec<f32> {
-    rows.chunks_exact(dim)
-        .map(|row| row.iter().map(|x| x * x).sum())
-        .collect()
+    rows.chunks_exact(dim).map(|row| row.iter().map(|x| x * x).sum()).collect()
 }
 
 /// Squared distance, in sixteen lanes with a fixed order.
 pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let tail: f32 = a_chunks
-        .remainder()
-        .iter()
-        .zip(b_chunks.remainder())
-        .map(|(x, y)| (x - y) * (x - y))
-        .sum();
+    let tail: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| (x - y) * (x - y)).sum();
     for (x, y) in a_chunks.zip(b_chunks) {
         for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
             *lane += (x - y) * (x - y);
@@ -327,11 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn fit(points: &[f32], dim: usize, k: usize) -> Kmeans {
-        let config = KmeansConfig {
-            k,
-            tolerance: 0.0,
-            ..KmeansConfig::default()
-        };
+        let config = KmeansConfig { k, tolerance: 0.0, ..KmeansConfig::default() };
         Kmeans::fit(&Vectors::new(dim, points.to_vec()).unwrap(), &config).unwrap()
     }
 
@@ -346,33 +281,20 @@ mod tests {
 
     #[test]
     fn few_equal_and_single_points() {
-        for (points, k) in [
-            (vec![3.0, 4.0], 5),
-            (vec![1.0; 40], 8),
-            (vec![0.0, 0.0, 1.0, 1.0], 4),
-        ] {
+        for (points, k) in [(vec![3.0, 4.0], 5), (vec![1.0; 40], 8), (vec![0.0, 0.0, 1.0, 1.0], 4)] {
             let kmeans = fit(&points, 2, k);
             assert_eq!(kmeans.centroids.len(), 2 * k);
             assert_eq!(kmeans.costs.last(), Some(&0.0));
         }
         let nothing = Vectors::new(2, vec![]).unwrap();
-        assert!(matches!(
-            Kmeans::fit(&nothing, &KmeansConfig::default()),
-            Err(Error::BadVectors { .. })
-        ));
+        assert!(matches!(Kmeans::fit(&nothing, &KmeansConfig::default()), Err(Error::BadVectors { .. })));
     }
 
     #[test]
     fn a_dead_cluster_takes_the_farthest_point() {
         let points = [0.0, 1.0, 10.0];
         let mut centroids = vec![0.5, 99.0];
-        update(
-            &mut centroids,
-            &points,
-            1,
-            &[0, 0, 0],
-            &mut [0.25, 0.25, 90.25],
-        );
+        update(&mut centroids, &points, 1, &[0, 0, 0], &mut [0.25, 0.25, 90.25]);
         assert!((centroids[0] - 11.0 / 3.0).abs() < 1e-6);
         assert_eq!(centroids[1], 10.0);
     }

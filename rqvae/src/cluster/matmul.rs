@@ -14,31 +14,13 @@ impl<'a> Matrix<'a> {
     /// `data` is (rows, cols), row-major.
     pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "matrix of {rows} x {cols}");
-        Self {
-            data,
-            rows,
-            cols,
-            row_stride: cols as isize,
-            col_stride: 1,
-        }
+        Self { data, rows, cols, row_stride: cols as isize, col_stride: 1 }
     }
 
     /// The transpose: (cols, rows).
     pub(crate) fn t(self) -> Self {
-        let Self {
-            data,
-            rows,
-            cols,
-            row_stride,
-            col_stride,
-        } = self;
-        Self {
-            data,
-            rows: cols,
-            cols: rows,
-            row_stride: col_stride,
-            col_stride: row_stride,
-        }
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 }
 
@@ -49,10 +31,7 @@ pub(crate) fn matmul(out: &mut [f32], a: Matrix, b: Matrix) {
     if out.is_empty() {
         return;
     }
-    #[expect(
-        unsafe_code,
-        reason = "the kernels of the gemm crate take raw pointers"
-    )]
+    #[expect(unsafe_code, reason = "the kernels of the gemm crate take raw pointers")]
     // SAFETY: every matrix covers rows x cols elements of its slice with the strides set by `Matrix`, checked in
     // `Matrix::new` and above; `out` is borrowed mutably, so it overlaps neither input; it is written, not read.
     unsafe {
@@ -86,18 +65,11 @@ mod tests {
 
     #[test]
     fn products_on_paper() {
-        let (a, b) = (
-            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-            [1.0, 0.0, 2.0, 1.0, 0.0, 3.0],
-        );
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 2.0, 1.0, 0.0, 3.0]);
         let mut out = [0.0; 4];
         matmul(&mut out, Matrix::new(&a, 2, 3), Matrix::new(&b, 3, 2));
         assert_eq!(out, [5.0, 11.0, 14.0, 23.0]);
-        matmul(
-            &mut out,
-            Matrix::new(&a, 3, 2).t(),
-            Matrix::new(&b, 2, 3).t(),
-        );
+        matmul(&mut out, Matrix::new(&a, 3, 2).t(), Matrix::new(&b, 2, 3).t());
         assert_eq!(out, [11.0, 16.0, 14.0, 20.0]);
         matmul(&mut [], Matrix::new(&[], 0, 3), Matrix::new(&b, 3, 2));
     }

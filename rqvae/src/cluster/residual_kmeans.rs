@@ -28,11 +28,7 @@ pub struct ResidualKmeansConfig {
 
 impl Default for ResidualKmeansConfig {
     fn default() -> Self {
-        Self {
-            iterations: 50,
-            tolerance: 1e-4,
-            items_per_code: 256,
-        }
+        Self { iterations: 50, tolerance: 1e-4, items_per_code: 256 }
     }
 }
 
@@ -50,11 +46,7 @@ impl ResidualKmeans {
     ///
     /// # Errors
     /// The configuration is invalid, or there are no items, or a vector is not finite.
-    pub fn fit(
-        config: &QuantizerConfig,
-        content: &Vectors,
-        progress: &mut dyn FnMut(FitProgress),
-    ) -> Result<Self> {
+    pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
         config.validate()?;
         let (levels, k) = (config.levels, config.codebook_size as usize);
         let mut order = content_order(content)?;
@@ -68,38 +60,15 @@ impl ResidualKmeans {
         let mut quantizer = ResidualQuantizer::new(dim, Vec::new());
         for level in 0..levels {
             let seed = SeededRng::new(config.seed).key("rkmeans", level as u64);
-            let ResidualKmeansConfig {
-                iterations,
-                tolerance,
-                ..
-            } = config.rkmeans;
-            let (centroids, costs) = lloyd(
-                &residuals,
-                dim,
-                &KmeansConfig {
-                    k,
-                    iterations,
-                    tolerance,
-                    seed,
-                },
-            );
+            let ResidualKmeansConfig { iterations, tolerance, .. } = config.rkmeans;
+            let (centroids, costs) = lloyd(&residuals, dim, &KmeansConfig { k, iterations, tolerance, seed });
             let stack = ResidualQuantizer::new(dim, vec![centroids]);
             residuals = stack.quantize(&residuals).1;
             quantizer.push(stack);
             let loss = costs.last().map(|cost| cost / order.len() as f64);
-            progress(FitProgress {
-                stage: METHOD,
-                done: level + 1,
-                total: levels,
-                loss,
-            });
+            progress(FitProgress { stage: METHOD, done: level + 1, total: levels, loss });
         }
-        Ok(Self {
-            sizes: vec![config.codebook_size; levels],
-            mean,
-            scale,
-            quantizer,
-        })
+        Ok(Self { sizes: vec![config.codebook_size; levels], mean, scale, quantizer })
     }
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
@@ -113,12 +82,7 @@ impl ResidualKmeans {
             return Err(corrupt("`mean` is not a finite vector"));
         }
         let quantizer = ResidualQuantizer::load(artefact, mean.len())?;
-        Ok(Self {
-            sizes: quantizer.sizes(),
-            mean,
-            scale,
-            quantizer,
-        })
+        Ok(Self { sizes: quantizer.sizes(), mean, scale, quantizer })
     }
 }
 
@@ -131,23 +95,17 @@ impl SidEncoder for ResidualKmeans {
         content.check()?;
         let dim = self.mean.len();
         if content.dim != dim {
-            return Err(Error::shape(
-                "content vectors",
-                format!("width {dim}"),
-                content.dim,
-            ));
+            return Err(Error::shape("content vectors", format!("width {dim}"), content.dim));
         }
         let order: Vec<u32> = (0..content.rows() as u32).collect();
         let points = scaled(content, &order, &self.mean, self.scale);
         let (codes, mut left) = self.quantizer.quantize(&points);
         // left -> reconstruction, in place: mean + scale * (x - residual)
-        left.par_chunks_exact_mut(dim)
-            .zip(points.par_chunks_exact(dim))
-            .for_each(|(left, x)| {
-                for ((left, x), mean) in left.iter_mut().zip(x).zip(&self.mean) {
-                    *left = mean + self.scale * (x - *left);
-                }
-            });
+        left.par_chunks_exact_mut(dim).zip(points.par_chunks_exact(dim)).for_each(|(left, x)| {
+            for ((left, x), mean) in left.iter_mut().zip(x).zip(&self.mean) {
+                *left = mean + self.scale * (x - *left);
+            }
+        });
         Ok(Encoded::new(codes, Vectors { dim, data: left }, content))
     }
 
@@ -173,15 +131,10 @@ fn center(content: &Vectors, order: &[u32]) -> (Vec<f32>, f32) {
             *sum += f64::from(x);
         }
     }
-    let mean: Vec<f32> = sums
-        .iter()
-        .map(|sum| (sum / order.len() as f64) as f32)
-        .collect();
+    let mean: Vec<f32> = sums.iter().map(|sum| (sum / order.len() as f64) as f32).collect();
     let deviation = |(x, mean): (&f32, &f32)| (f64::from(*x) - f64::from(*mean)).abs();
     let rows = order.iter().map(|&i| content.row(i as usize));
-    let largest = rows
-        .flat_map(|row| row.iter().zip(&mean).map(deviation))
-        .fold(0.0, f64::max);
+    let largest = rows.flat_map(|row| row.iter().zip(&mean).map(deviation)).fold(0.0, f64::max);
     let scale = largest.min(f64::from(f32::MAX)) as f32;
     (mean, if scale.is_normal() { scale } else { 1.0 })
 }
@@ -189,14 +142,11 @@ fn center(content: &Vectors, order: &[u32]) -> (Vec<f32>, f32) {
 /// Rows of `order`, centred and divided.
 fn scaled(content: &Vectors, order: &[u32], mean: &[f32], scale: f32) -> Vec<f32> {
     let mut points = vec![0.0; order.len() * content.dim];
-    points
-        .par_chunks_exact_mut(content.dim)
-        .zip(order)
-        .for_each(|(point, &i)| {
-            for ((point, &x), &mean) in point.iter_mut().zip(content.row(i as usize)).zip(mean) {
-                *point = ((f64::from(x) - f64::from(mean)) / f64::from(scale)) as f32;
-            }
-        });
+    points.par_chunks_exact_mut(content.dim).zip(order).for_each(|(point, &i)| {
+        for ((point, &x), &mean) in point.iter_mut().zip(content.row(i as usize)).zip(mean) {
+            *point = ((f64::from(x) - f64::from(mean)) / f64::from(scale)) as f32;
+        }
+    });
     points
 }
 

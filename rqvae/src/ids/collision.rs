@@ -32,32 +32,16 @@ pub enum CollisionPolicy {
 /// # Errors
 /// [`Error::Collisions`] when a group is larger than the policy allows; [`Error::ShapeMismatch`] when the arguments
 /// do not belong together.
-pub fn resolve(
-    codes: &CodeMatrix,
-    sizes: &[u32],
-    policy: &CollisionPolicy,
-    tie_hash: &[u64],
-) -> Result<SidTable> {
+pub fn resolve(codes: &CodeMatrix, sizes: &[u32], policy: &CollisionPolicy, tie_hash: &[u64]) -> Result<SidTable> {
     if codes.levels() != sizes.len() {
-        return Err(Error::shape(
-            "codebook sizes",
-            format!("{} levels", codes.levels()),
-            sizes.len(),
-        ));
+        return Err(Error::shape("codebook sizes", format!("{} levels", codes.levels()), sizes.len()));
     }
     if codes.rows() != tie_hash.len() {
-        return Err(Error::shape(
-            "tie hashes",
-            format!("{} items", codes.rows()),
-            tie_hash.len(),
-        ));
+        return Err(Error::shape("tie hashes", format!("{} items", codes.rows()), tie_hash.len()));
     }
     let max = match *policy {
         CollisionPolicy::Share => {
-            let spec = SidSpec {
-                codebook_sizes: sizes.to_vec(),
-                suffix_size: None,
-            };
+            let spec = SidSpec { codebook_sizes: sizes.to_vec(), suffix_size: None };
             return SidTable::new(spec, codes.flat().to_vec());
         }
         CollisionPolicy::Suffix { max } => max,
@@ -66,18 +50,12 @@ pub fn resolve(
         return Err(Error::config("suffix max", max, "1 to 65536"));
     }
     if sizes.len() >= MAX_CODES {
-        return Err(Error::config(
-            "levels",
-            sizes.len(),
-            format!("at most {} with a suffix", MAX_CODES - 1),
-        ));
+        return Err(Error::config("levels", sizes.len(), format!("at most {} with a suffix", MAX_CODES - 1)));
     }
 
     let groups = groups(codes, tie_hash);
-    let mut too_large: Vec<&[u32]> = groups
-        .chunk_by(|a, b| same(codes, *a, *b))
-        .filter(|g| g.len() > max as usize)
-        .collect();
+    let mut too_large: Vec<&[u32]> =
+        groups.chunk_by(|a, b| same(codes, *a, *b)).filter(|g| g.len() > max as usize).collect();
     if !too_large.is_empty() {
         too_large.sort_by_key(|group| std::cmp::Reverse(group.len()));
         let mut largest = String::new();
@@ -86,11 +64,7 @@ pub fn resolve(
             let separator = if largest.is_empty() { "" } else { "; " };
             let _ = write!(largest, "{separator}{sid} with {} items", group.len());
         }
-        return Err(Error::Collisions {
-            max,
-            groups: too_large.len(),
-            largest,
-        });
+        return Err(Error::Collisions { max, groups: too_large.len(), largest });
     }
 
     let len = sizes.len() + 1;
@@ -104,13 +78,7 @@ pub fn resolve(
             row[len - 1] = rank as Code;
         }
     }
-    SidTable::new(
-        SidSpec {
-            codebook_sizes: sizes.to_vec(),
-            suffix_size: Some(suffix_size),
-        },
-        flat,
-    )
+    SidTable::new(SidSpec { codebook_sizes: sizes.to_vec(), suffix_size: Some(suffix_size) }, flat)
 }
 
 /// Items sorted so that equal codes are neighbours, by `tie_hash` among them.
@@ -133,36 +101,18 @@ mod tests {
     #[test]
     fn suffix_goes_by_hash() {
         let codes = CodeMatrix::new(2, vec![1, 1, 0, 2, 1, 1, 1, 1]).unwrap();
-        let table = resolve(
-            &codes,
-            &[2, 3],
-            &CollisionPolicy::Suffix { max: 3 },
-            &[30, 5, 10, 20],
-        )
-        .unwrap();
+        let table = resolve(&codes, &[2, 3], &CollisionPolicy::Suffix { max: 3 }, &[30, 5, 10, 20]).unwrap();
         assert_eq!(table.flat(), [1, 1, 2, 0, 2, 0, 1, 1, 0, 1, 1, 1]);
         assert_eq!(table.spec().suffix_size, Some(3));
         let shared = resolve(&codes, &[2, 3], &CollisionPolicy::Share, &[30, 5, 10, 20]).unwrap();
-        assert_eq!(
-            (shared.flat(), shared.spec().suffix_size),
-            (codes.flat(), None)
-        );
+        assert_eq!((shared.flat(), shared.spec().suffix_size), (codes.flat(), None));
     }
 
     #[test]
     fn too_large_a_group_is_named() {
         let codes = CodeMatrix::new(1, vec![4, 4, 4, 1]).unwrap();
-        let error = resolve(
-            &codes,
-            &[5],
-            &CollisionPolicy::Suffix { max: 2 },
-            &[1, 2, 3, 4],
-        )
-        .unwrap_err();
-        assert!(
-            error.to_string().ends_with("largest: 4 with 3 items"),
-            "{error}"
-        );
+        let error = resolve(&codes, &[5], &CollisionPolicy::Suffix { max: 2 }, &[1, 2, 3, 4]).unwrap_err();
+        assert!(error.to_string().ends_with("largest: 4 with 3 items"), "{error}");
     }
 
     #[test]

@@ -32,11 +32,7 @@ impl SemanticId {
     /// [`Error::ShapeMismatch`] for more than eight codes.
     pub fn new(codes: &[Code]) -> Result<Self> {
         if codes.len() > MAX_CODES {
-            return Err(Error::shape(
-                "semantic ID",
-                format!("at most {MAX_CODES} codes"),
-                codes.len(),
-            ));
+            return Err(Error::shape("semantic ID", format!("at most {MAX_CODES} codes"), codes.len()));
         }
         Ok(Self::truncated(codes))
     }
@@ -45,10 +41,7 @@ impl SemanticId {
         let len = codes.len().min(MAX_CODES);
         let mut inline = [0; MAX_CODES];
         inline[..len].copy_from_slice(&codes[..len]);
-        Self {
-            codes: inline,
-            len: len as u8,
-        }
+        Self { codes: inline, len: len as u8 }
     }
 
     /// The codes, coarse to fine.
@@ -130,29 +123,15 @@ impl SidSpec {
     pub fn validate(&self) -> Result<()> {
         if self.levels() == 0 || self.len() > MAX_CODES {
             let expected = format!("1 to {MAX_CODES} codes, suffix included");
-            return Err(Error::config(
-                "codebook_sizes",
-                format!("{} codes", self.len()),
-                expected,
-            ));
+            return Err(Error::config("codebook_sizes", format!("{} codes", self.len()), expected));
         }
-        if let Some(size) = self
-            .codebook_sizes
-            .iter()
-            .find(|s| !(1..=MAX_SIZE).contains(*s))
-        {
-            return Err(Error::config(
-                "codebook_sizes",
-                size,
-                format!("1 to {MAX_SIZE}"),
-            ));
+        if let Some(size) = self.codebook_sizes.iter().find(|s| !(1..=MAX_SIZE).contains(*s)) {
+            return Err(Error::config("codebook_sizes", size, format!("1 to {MAX_SIZE}")));
         }
         match self.suffix_size {
-            Some(size) if !(1..=MAX_SIZE).contains(&size) => Err(Error::config(
-                "suffix_size",
-                size,
-                format!("1 to {MAX_SIZE}"),
-            )),
+            Some(size) if !(1..=MAX_SIZE).contains(&size) => {
+                Err(Error::config("suffix_size", size, format!("1 to {MAX_SIZE}")))
+            }
             _ => Ok(()),
         }
     }
@@ -176,28 +155,14 @@ mod tests {
 
     #[test]
     fn spec_counts_the_suffix() {
-        let spec = SidSpec {
-            codebook_sizes: vec![4, 5],
-            suffix_size: Some(3),
-        };
+        let spec = SidSpec { codebook_sizes: vec![4, 5], suffix_size: Some(3) };
         assert_eq!((spec.levels(), spec.len()), (2, 3));
         assert_eq!([0, 1, 2, 3].map(|l| spec.codes_at(l)), [4, 5, 3, 0]);
         spec.validate().unwrap();
-        for (codebook_sizes, suffix_size) in [
-            (vec![], None),
-            (vec![0], None),
-            (vec![65_537], None),
-            (vec![2], Some(0)),
-            (vec![2; 8], Some(1)),
-        ] {
-            assert!(
-                SidSpec {
-                    codebook_sizes,
-                    suffix_size
-                }
-                .validate()
-                .is_err()
-            );
+        for (codebook_sizes, suffix_size) in
+            [(vec![], None), (vec![0], None), (vec![65_537], None), (vec![2], Some(0)), (vec![2; 8], Some(1))]
+        {
+            assert!(SidSpec { codebook_sizes, suffix_size }.validate().is_err());
         }
     }
 }

@@ -34,21 +34,13 @@ impl SidStats {
         for (level, &size) in sizes.iter().enumerate() {
             let mut counts = vec![0u64; size as usize];
             for i in 0..items {
-                if let Some(count) = codes
-                    .row(i)
-                    .get(level)
-                    .and_then(|&c| counts.get_mut(usize::from(c)))
-                {
+                if let Some(count) = codes.row(i).get(level).and_then(|&c| counts.get_mut(usize::from(c))) {
                     *count += 1;
                 }
             }
             let used = counts.iter().filter(|&&c| c > 0).count();
-            let entropy: f64 = counts
-                .iter()
-                .filter(|&&c| c > 0)
-                .map(|&c| c as f64 / items as f64)
-                .map(|p| -p * p.ln())
-                .sum();
+            let entropy: f64 =
+                counts.iter().filter(|&&c| c > 0).map(|&c| c as f64 / items as f64).map(|p| -p * p.ln()).sum();
             usage.push(used as f64 / f64::from(size.max(1)));
             perplexity.push(if items == 0 { 0.0 } else { entropy.exp() });
         }
@@ -59,11 +51,7 @@ impl SidStats {
             unique_prefixes += 1;
             max_group = max_group.max(group.len());
         }
-        let unique_fraction = if items == 0 {
-            1.0
-        } else {
-            unique_prefixes as f64 / items as f64
-        };
+        let unique_fraction = if items == 0 { 1.0 } else { unique_prefixes as f64 / items as f64 };
         Self {
             items,
             levels,
@@ -80,18 +68,10 @@ impl SidStats {
     /// Statistics of a table.
     pub fn of_table(table: &SidTable) -> Self {
         let (levels, len) = (table.spec().levels(), table.spec().len());
-        let data = table
-            .flat()
-            .chunks_exact(len)
-            .flat_map(|row| &row[..levels])
-            .copied()
-            .collect();
+        let data = table.flat().chunks_exact(len).flat_map(|row| &row[..levels]).copied().collect();
         let codes = CodeMatrix::new(levels, data).expect("a whole number of rows was taken");
         let suffix_size = table.spec().suffix_size.unwrap_or(0);
-        Self {
-            suffix_size,
-            ..Self::of(&codes, &table.spec().codebook_sizes)
-        }
+        Self { suffix_size, ..Self::of(&codes, &table.spec().codebook_sizes) }
     }
 }
 
@@ -108,28 +88,13 @@ mod tests {
         assert_eq!(stats.usage, [0.5, 1.0]);
         assert!((stats.perplexity[0] - 2.0).abs() < 1e-12);
         assert!((stats.unique_fraction - 0.75).abs() < 1e-12);
-        let table = resolve(
-            &codes,
-            &[4, 2],
-            &CollisionPolicy::Suffix { max: 9 },
-            &[1, 2, 3, 4],
-        )
-        .unwrap();
-        assert_eq!(
-            SidStats::of_table(&table),
-            SidStats {
-                suffix_size: 2,
-                ..stats
-            }
-        );
+        let table = resolve(&codes, &[4, 2], &CollisionPolicy::Suffix { max: 9 }, &[1, 2, 3, 4]).unwrap();
+        assert_eq!(SidStats::of_table(&table), SidStats { suffix_size: 2, ..stats });
     }
 
     #[test]
     fn nothing_is_finite() {
         let stats = SidStats::of(&CodeMatrix::new(1, vec![]).unwrap(), &[4]);
-        assert_eq!(
-            (stats.perplexity[0], stats.unique_fraction, stats.max_group),
-            (0.0, 1.0, 0)
-        );
+        assert_eq!((stats.perplexity[0], stats.unique_fraction, stats.max_group), (0.0, 1.0, 0));
     }
 }

@@ -17,11 +17,7 @@ impl CodeMatrix {
     /// [`Error::ShapeMismatch`] when `data` is no multiple of `levels`.
     pub fn new(levels: usize, data: Vec<Code>) -> Result<Self> {
         if levels == 0 || !data.len().is_multiple_of(levels) {
-            return Err(Error::shape(
-                "code matrix",
-                format!("a multiple of {levels} codes"),
-                data.len(),
-            ));
+            return Err(Error::shape("code matrix", format!("a multiple of {levels} codes"), data.len()));
         }
         Ok(Self { levels, data })
     }
@@ -63,18 +59,10 @@ impl SidTable {
         spec.validate()?;
         let len = spec.len();
         if !codes.len().is_multiple_of(len) {
-            return Err(Error::shape(
-                "SID table",
-                format!("a multiple of {len} codes"),
-                codes.len(),
-            ));
+            return Err(Error::shape("SID table", format!("a multiple of {len} codes"), codes.len()));
         }
         if codes.len() / len > u32::MAX as usize {
-            return Err(Error::shape(
-                "SID table",
-                format!("at most {} items", u32::MAX),
-                codes.len() / len,
-            ));
+            return Err(Error::shape("SID table", format!("at most {} items", u32::MAX), codes.len() / len));
         }
         for (i, code) in codes.iter().enumerate() {
             let size = spec.codes_at(i % len);
@@ -119,16 +107,9 @@ impl SidTable {
             hasher.update(&n.to_le_bytes());
         };
         number(self.spec.levels() as u32);
-        self.spec
-            .codebook_sizes
-            .iter()
-            .for_each(|&size| number(size));
+        self.spec.codebook_sizes.iter().for_each(|&size| number(size));
         number(self.spec.suffix_size.unwrap_or(0));
-        let bytes: Vec<u8> = self
-            .codes
-            .iter()
-            .flat_map(|code| code.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
         hasher.update(&bytes);
         hasher.finalize().to_hex().to_string()
     }
@@ -139,10 +120,7 @@ mod tests {
     use super::*;
 
     fn spec(sizes: &[u32], suffix_size: Option<u32>) -> SidSpec {
-        SidSpec {
-            codebook_sizes: sizes.to_vec(),
-            suffix_size,
-        }
+        SidSpec { codebook_sizes: sizes.to_vec(), suffix_size }
     }
 
     #[test]
@@ -158,13 +136,8 @@ mod tests {
 
     #[test]
     fn a_code_out_of_range_is_named() {
-        let error = SidTable::new(spec(&[3, 4], None), vec![0, 0, 1, 4])
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "code of item 1 at level 1: expected a code below 4, got 4"
-        );
+        let error = SidTable::new(spec(&[3, 4], None), vec![0, 0, 1, 4]).unwrap_err().to_string();
+        assert_eq!(error, "code of item 1 at level 1: expected a code below 4, got 4");
         assert!(SidTable::new(spec(&[3, 4], None), vec![0, 0, 1]).is_err());
     }
 

@@ -56,18 +56,9 @@ impl RqVaeConfig {
     /// [`Error::InvalidConfig`] naming the field.
     pub fn validate(&self) -> Result<()> {
         const WIDEST: usize = 1 << 14;
-        if self.hidden.len() > 16
-            || self
-                .hidden
-                .iter()
-                .any(|width| !(1..=WIDEST).contains(width))
-        {
+        if self.hidden.len() > 16 || self.hidden.iter().any(|width| !(1..=WIDEST).contains(width)) {
             let expected = format!("at most 16 widths of 1 to {WIDEST}");
-            return Err(Error::config(
-                "rqvae.hidden",
-                format!("{:?}", self.hidden),
-                expected,
-            ));
+            return Err(Error::config("rqvae.hidden", format!("{:?}", self.hidden), expected));
         }
         for (field, value, largest) in [
             ("rqvae.latent_dim", self.latent_dim, WIDEST),
@@ -80,28 +71,16 @@ impl RqVaeConfig {
             }
         }
         if !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
-            return Err(Error::config(
-                "rqvae.learning_rate",
-                self.learning_rate,
-                "above 0, at most 1",
-            ));
+            return Err(Error::config("rqvae.learning_rate", self.learning_rate, "above 0, at most 1"));
         }
         if !(0.0..=100.0).contains(&self.beta) {
             return Err(Error::config("rqvae.beta", self.beta, "0 to 100"));
         }
         if !(0.0..=100.0).contains(&self.weight_decay) {
-            return Err(Error::config(
-                "rqvae.weight_decay",
-                self.weight_decay,
-                "0 to 100",
-            ));
+            return Err(Error::config("rqvae.weight_decay", self.weight_decay, "0 to 100"));
         }
         if !(0.0..=1.0).contains(&self.reset_until) {
-            return Err(Error::config(
-                "rqvae.reset_until",
-                self.reset_until,
-                "0 to 1",
-            ));
+            return Err(Error::config("rqvae.reset_until", self.reset_until, "0 to 1"));
         }
         Ok(())
     }

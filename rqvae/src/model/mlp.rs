@@ -34,12 +34,7 @@ impl Mlp {
         };
         let layers = widths
             .windows(2)
-            .map(|w| Layer {
-                input: w[0],
-                output: w[1],
-                weight: place(w[0] * w[1]),
-                bias: place(w[1]),
-            })
+            .map(|w| Layer { input: w[0], output: w[1], weight: place(w[0] * w[1]), bias: place(w[1]) })
             .collect();
         Self { layers }
     }
@@ -48,11 +43,7 @@ impl Mlp {
     pub(super) fn parameters(&self, tower: &str) -> Vec<(String, Vec<usize>, usize)> {
         let both = |(i, layer): (usize, &Layer)| {
             [
-                (
-                    format!("{tower}.{i}.weight"),
-                    vec![layer.output, layer.input],
-                    layer.weight,
-                ),
+                (format!("{tower}.{i}.weight"), vec![layer.output, layer.input], layer.weight),
                 (format!("{tower}.{i}.bias"), vec![layer.output], layer.bias),
             ]
         };
@@ -79,30 +70,18 @@ impl Mlp {
             output.resize(rows * layer.output, 0.0);
             let weight = &params[layer.weight..layer.bias];
             let bias = &params[layer.bias..][..layer.output];
-            let (x, w) = (
-                Matrix::new(input, rows, layer.input),
-                Matrix::new(weight, layer.output, layer.input),
-            );
+            let (x, w) = (Matrix::new(input, rows, layer.input), Matrix::new(weight, layer.output, layer.input));
             matmul(output, x, w.t());
-            let floor = if i + 1 < self.layers.len() {
-                0.0
-            } else {
-                f32::NEG_INFINITY
-            };
+            let floor = if i + 1 < self.layers.len() { 0.0 } else { f32::NEG_INFINITY };
             for row in output.chunks_exact_mut(layer.output) {
-                row.iter_mut()
-                    .zip(bias)
-                    .for_each(|(y, b)| *y = (*y + b).max(floor));
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y = (*y + b).max(floor));
             }
         }
     }
 
     /// From the gradient of the output, left in `flow` (rows, output), to those of the parameters, written at their
     /// places in `grads`, and, if `to_input`, that of the input, left in `flow` (rows, input).
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "buffers are the caller's, so that a step allocates nothing"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "buffers are the caller's, so that a step allocates nothing")]
     pub(super) fn backward(
         &self,
         params: &[f32],
@@ -117,11 +96,7 @@ impl Mlp {
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let input = if i == 0 { x } else { &tape[i - 1] };
             let gradient = Matrix::new(flow, rows, layer.output);
-            matmul(
-                &mut grads[layer.weight..layer.bias],
-                gradient.t(),
-                Matrix::new(input, rows, layer.input),
-            );
+            matmul(&mut grads[layer.weight..layer.bias], gradient.t(), Matrix::new(input, rows, layer.input));
             let bias = &mut grads[layer.bias..][..layer.output];
             bias.fill(0.0);
             for row in flow.chunks_exact(layer.output) {
@@ -132,16 +107,9 @@ impl Mlp {
             }
             spare.resize(rows * layer.input, 0.0);
             let weight = &params[layer.weight..layer.bias];
-            matmul(
-                spare,
-                gradient,
-                Matrix::new(weight, layer.output, layer.input),
-            );
+            matmul(spare, gradient, Matrix::new(weight, layer.output, layer.input));
             if i > 0 {
-                spare
-                    .iter_mut()
-                    .zip(input)
-                    .for_each(|(g, y)| *g = if *y > 0.0 { *g } else { 0.0 });
+                spare.iter_mut().zip(input).for_each(|(g, y)| *g = if *y > 0.0 { *g } else { 0.0 });
             }
             std::mem::swap(flow, spare);
         }

@@ -21,12 +21,7 @@ pub(super) struct AdamW {
 
 impl AdamW {
     pub(super) fn new(parameters: usize, weight_decay: f32) -> Self {
-        Self {
-            first: vec![0.0; parameters],
-            second: vec![0.0; parameters],
-            step: 0,
-            weight_decay,
-        }
+        Self { first: vec![0.0; parameters], second: vec![0.0; parameters], step: 0, weight_decay }
     }
 
     /// One update with the sum of `shards`, added in their order: each (parameters,).
@@ -35,33 +30,24 @@ impl AdamW {
         let correction1 = 1.0 / (1.0 - BETA1.powi(self.step));
         let correction2 = 1.0 / (1.0 - BETA2.powi(self.step));
         let keep = 1.0 - learning_rate * self.weight_decay;
-        let moments = self
-            .first
-            .par_chunks_mut(CHUNK)
-            .zip(self.second.par_chunks_mut(CHUNK));
-        params
-            .par_chunks_mut(CHUNK)
-            .zip(moments)
-            .enumerate()
-            .for_each_init(
-                || vec![0.0; CHUNK],
-                |sum, (chunk, (params, (first, second)))| {
-                    let sum = &mut sum[..params.len()];
-                    let range = chunk * CHUNK..chunk * CHUNK + params.len();
-                    sum.copy_from_slice(&shards[0][range.clone()]);
-                    for shard in &shards[1..] {
-                        sum.iter_mut()
-                            .zip(&shard[range.clone()])
-                            .for_each(|(sum, g)| *sum += g);
-                    }
-                    for (((p, m), v), g) in params.iter_mut().zip(first).zip(second).zip(sum) {
-                        *m = BETA1 * *m + (1.0 - BETA1) * *g;
-                        *v = BETA2 * *v + (1.0 - BETA2) * *g * *g;
-                        let update = *m * correction1 / ((*v * correction2).sqrt() + EPSILON);
-                        *p = *p * keep - learning_rate * update;
-                    }
-                },
-            );
+        let moments = self.first.par_chunks_mut(CHUNK).zip(self.second.par_chunks_mut(CHUNK));
+        params.par_chunks_mut(CHUNK).zip(moments).enumerate().for_each_init(
+            || vec![0.0; CHUNK],
+            |sum, (chunk, (params, (first, second)))| {
+                let sum = &mut sum[..params.len()];
+                let range = chunk * CHUNK..chunk * CHUNK + params.len();
+                sum.copy_from_slice(&shards[0][range.clone()]);
+                for shard in &shards[1..] {
+                    sum.iter_mut().zip(&shard[range.clone()]).for_each(|(sum, g)| *sum += g);
+                }
+                for (((p, m), v), g) in params.iter_mut().zip(first).zip(second).zip(sum) {
+                    *m = BETA1 * *m + (1.0 - BETA1) * *g;
+                    *v = BETA2 * *v + (1.0 - BETA2) * *g * *g;
+                    let update = *m * correction1 / ((*v * correction2).sqrt() + EPSILON);
+                    *p = *p * keep - learning_rate * update;
+                }
+            },
+        );
     }
 
     /// Forgets the past of the parameters in `range`.
@@ -81,10 +67,7 @@ mod tests {
         let mut optim = AdamW::new(2, 0.5);
         optim.step(&mut params, &[&[2.0, 1.0], &[1.0, -4.0]], 0.1);
         // The first update is the sign of the gradient times the learning rate, after the decay of 5 %.
-        assert!(
-            (params[0] - 0.85).abs() < 1e-5 && (params[1] - 1.05).abs() < 1e-5,
-            "{params:?}"
-        );
+        assert!((params[0] - 0.85).abs() < 1e-5 && (params[1] - 1.05).abs() < 1e-5, "{params:?}");
         optim.step(&mut params, &[&[3.0, -3.0], &[0.0, 0.0]], 0.1);
         assert!((params[0] - (0.85 * 0.95 - 0.1)).abs() < 1e-5, "{params:?}");
     }

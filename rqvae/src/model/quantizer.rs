@@ -3,9 +3,7 @@
 use super::config::RqVaeConfig;
 use super::fit::fit;
 use super::rqvae::RqVae;
-use crate::quantize::{
-    Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order,
-};
+use crate::quantize::{Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order};
 use crate::{Artefact, ArtefactWriter, Error, Result, Vectors};
 use rayon::prelude::*;
 use std::path::Path;
@@ -27,24 +25,14 @@ impl RqVaeQuantizer {
     ///
     /// # Errors
     /// The configuration is invalid, or there are no items, or a vector is not finite, or the training diverged.
-    pub fn fit(
-        config: &QuantizerConfig,
-        content: &Vectors,
-        progress: &mut dyn FnMut(FitProgress),
-    ) -> Result<Self> {
+    pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
         config.validate()?;
         let order = content_order(content)?;
         let (mean, deviation) = moments(content, &order);
         let rows = standardized(content, &order, &mean, &deviation);
         let model = fit(config, &rows, content.dim, progress)?;
         let sizes = vec![config.codebook_size; config.levels];
-        Ok(Self {
-            config: config.rqvae.clone(),
-            sizes,
-            mean,
-            deviation,
-            model,
-        })
+        Ok(Self { config: config.rqvae.clone(), sizes, mean, deviation, model })
     }
 
     /// The network.
@@ -54,30 +42,18 @@ impl RqVaeQuantizer {
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
         let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
-        let config: RqVaeConfig = serde_json::from_str(artefact.metadata("config")?)
-            .map_err(|e| corrupt(format!("config: {e}")))?;
+        let config: RqVaeConfig =
+            serde_json::from_str(artefact.metadata("config")?).map_err(|e| corrupt(format!("config: {e}")))?;
         config.validate().map_err(|e| corrupt(e.to_string()))?;
         let (_, mean) = artefact.f32s("mean")?;
         let (_, deviation) = artefact.f32s("deviation")?;
         let positive = deviation.iter().all(|&x| x > 0.0 && x.is_finite());
-        if mean.is_empty()
-            || mean.len() != deviation.len()
-            || !positive
-            || mean.iter().any(|x| !x.is_finite())
-        {
-            return Err(corrupt(
-                "`mean` and `deviation` do not standardise anything".into(),
-            ));
+        if mean.is_empty() || mean.len() != deviation.len() || !positive || mean.iter().any(|x| !x.is_finite()) {
+            return Err(corrupt("`mean` and `deviation` do not standardise anything".into()));
         }
         let model = RqVae::load(artefact, &config, mean.len())?;
         let sizes = model.quantizer().sizes();
-        Ok(Self {
-            config,
-            sizes,
-            mean,
-            deviation,
-            model,
-        })
+        Ok(Self { config, sizes, mean, deviation, model })
     }
 }
 
@@ -90,11 +66,7 @@ impl SidEncoder for RqVaeQuantizer {
         content.check()?;
         let dim = self.mean.len();
         if content.dim != dim {
-            return Err(Error::shape(
-                "content vectors",
-                format!("width {dim}"),
-                content.dim,
-            ));
+            return Err(Error::shape("content vectors", format!("width {dim}"), content.dim));
         }
         let order: Vec<u32> = (0..content.rows() as u32).collect();
         let rows = standardized(content, &order, &self.mean, &self.deviation);
@@ -111,10 +83,7 @@ impl SidEncoder for RqVaeQuantizer {
         let path = dir.join(FILE);
         let mut writer = ArtefactWriter::new(FORMAT, VERSION);
         writer.metadata("method", METHOD);
-        writer.metadata(
-            "config",
-            &serde_json::to_string(&self.config).map_err(|e| Error::corrupt(&path, e))?,
-        );
+        writer.metadata("config", &serde_json::to_string(&self.config).map_err(|e| Error::corrupt(&path, e))?);
         writer.f32s("mean", &[self.mean.len()], &self.mean)?;
         writer.f32s("deviation", &[self.deviation.len()], &self.deviation)?;
         self.model.save(&mut writer)?;
@@ -131,9 +100,7 @@ fn moments(content: &Vectors, order: &[u32]) -> (Vec<f32>, Vec<f32>) {
     let (dim, rows) = (content.dim, order.len() as f64);
     let mut mean = vec![0f64; dim];
     for &i in order {
-        mean.iter_mut()
-            .zip(content.row(i as usize))
-            .for_each(|(mean, &x)| *mean += f64::from(x) / rows);
+        mean.iter_mut().zip(content.row(i as usize)).for_each(|(mean, &x)| *mean += f64::from(x) / rows);
     }
     let mut variance = vec![0f64; dim];
     for &i in order {
@@ -143,16 +110,9 @@ fn moments(content: &Vectors, order: &[u32]) -> (Vec<f32>, Vec<f32>) {
     }
     let deviation = variance.iter().zip(&mean).map(|(variance, mean)| {
         let deviation = variance.sqrt().min(f64::from(f32::MAX)) as f32;
-        if deviation.is_normal() && f64::from(deviation) > mean.abs() * 1e-6 {
-            deviation
-        } else {
-            1.0
-        }
+        if deviation.is_normal() && f64::from(deviation) > mean.abs() * 1e-6 { deviation } else { 1.0 }
     });
-    (
-        mean.iter().map(|&mean| mean as f32).collect(),
-        deviation.collect(),
-    )
+    (mean.iter().map(|&mean| mean as f32).collect(), deviation.collect())
 }
 
 /// Rows of `order` with mean 0 and deviation 1 in each dimension.
@@ -160,18 +120,10 @@ fn moments(content: &Vectors, order: &[u32]) -> (Vec<f32>, Vec<f32>) {
 /// What lies beyond a million deviations is cut there, so that no sum of squares overflows.
 fn standardized(content: &Vectors, order: &[u32], mean: &[f32], deviation: &[f32]) -> Vec<f32> {
     let mut rows = vec![0.0; order.len() * content.dim];
-    rows.par_chunks_exact_mut(content.dim)
-        .zip(order)
-        .for_each(|(row, &i)| {
-            for (((y, &x), &mean), &deviation) in row
-                .iter_mut()
-                .zip(content.row(i as usize))
-                .zip(mean)
-                .zip(deviation)
-            {
-                *y = ((f64::from(x) - f64::from(mean)) / f64::from(deviation)).clamp(-1e6, 1e6)
-                    as f32;
-            }
-        });
+    rows.par_chunks_exact_mut(content.dim).zip(order).for_each(|(row, &i)| {
+        for (((y, &x), &mean), &deviation) in row.iter_mut().zip(content.row(i as usize)).zip(mean).zip(deviation) {
+            *y = ((f64::from(x) - f64::from(mean)) / f64::from(deviation)).clamp(-1e6, 1e6) as f32;
+        }
+    });
     rows
 }

@@ -49,13 +49,7 @@ pub(super) struct Shard {
 
 impl RqVae {
     /// A network with drawn weights and codebooks of zeros.
-    pub(super) fn new(
-        config: &RqVaeConfig,
-        content_dim: usize,
-        levels: usize,
-        size: usize,
-        rng: &SeededRng,
-    ) -> Self {
+    pub(super) fn new(config: &RqVaeConfig, content_dim: usize, levels: usize, size: usize, rng: &SeededRng) -> Self {
         let mut widths = vec![content_dim];
         widths.extend(&config.hidden);
         widths.push(config.latent_dim);
@@ -67,20 +61,8 @@ impl RqVae {
         let mut params = vec![0.0; offset + levels * size * config.latent_dim];
         encoder.init(&mut params, &mut rng.stream("encoder"));
         decoder.init(&mut params, &mut rng.stream("decoder"));
-        let RqVaeConfig {
-            latent_dim, beta, ..
-        } = *config;
-        Self {
-            content_dim,
-            latent_dim,
-            levels,
-            codebook_size: size,
-            beta,
-            encoder,
-            decoder,
-            codebooks,
-            params,
-        }
+        let RqVaeConfig { latent_dim, beta, .. } = *config;
+        Self { content_dim, latent_dim, levels, codebook_size: size, beta, encoder, decoder, codebooks, params }
     }
 
     /// Width of the content.
@@ -113,9 +95,7 @@ impl RqVae {
 
     /// The codebooks as a stack.
     pub(crate) fn quantizer(&self) -> ResidualQuantizer {
-        let codebooks = (0..self.levels)
-            .map(|level| self.params[self.codebook(level)].to_vec())
-            .collect();
+        let codebooks = (0..self.levels).map(|level| self.params[self.codebook(level)].to_vec()).collect();
         ResidualQuantizer::new(self.latent_dim, codebooks)
     }
 
@@ -131,9 +111,9 @@ impl RqVae {
 
     fn tower(&self, tower: &Mlp, x: &[f32], input: usize, output: usize) -> Vec<f32> {
         let mut out = vec![0.0; x.len() / input * output];
-        out.par_chunks_mut(SHARD * output)
-            .zip(x.par_chunks(SHARD * input))
-            .for_each_init(Tape::new, |tape, (out, x)| {
+        out.par_chunks_mut(SHARD * output).zip(x.par_chunks(SHARD * input)).for_each_init(
+            Tape::new,
+            |tape, (out, x)| {
                 // Always a full block: the output of a row depends neither on its place nor on its neighbours.
                 let mut block = x.to_vec();
                 block.resize(SHARD * input, 0.0);
@@ -141,7 +121,8 @@ impl RqVae {
                 if let Some(last) = tape.last() {
                     out.copy_from_slice(&last[..out.len()]);
                 }
-            });
+            },
+        );
         out
     }
 
@@ -154,8 +135,7 @@ impl RqVae {
         shard.grads[self.codebooks..].fill(0.0);
         shard.residuals.resize_with(self.levels, Vec::new);
         shard.codes.resize_with(self.levels, Vec::new);
-        self.encoder
-            .forward(&self.params, &shard.x, rows, &mut shard.encoded);
+        self.encoder.forward(&self.params, &shard.x, rows, &mut shard.encoded);
         let latent = shard.encoded.last().map_or(&[][..], Vec::as_slice);
         let mut running = latent.to_vec();
         let mut commitment = vec![0.0; rows * dim];
@@ -166,28 +146,13 @@ impl RqVae {
             let codes = &mut shard.codes[level];
             codes.resize(rows, 0);
             shard.residuals[level].clone_from(&running);
-            nearest_in_block(
-                &running,
-                dim,
-                codebook,
-                &norms[level],
-                &mut shard.scores,
-                codes,
-            );
+            nearest_in_block(&running, dim, codebook, &norms[level], &mut shard.scores, codes);
             let grads = &mut shard.grads[place];
-            for ((&code, r), c) in codes
-                .iter()
-                .zip(running.chunks_exact_mut(dim))
-                .zip(commitment.chunks_exact_mut(dim))
+            for ((&code, r), c) in codes.iter().zip(running.chunks_exact_mut(dim)).zip(commitment.chunks_exact_mut(dim))
             {
                 let at = usize::from(code) * dim;
                 let codeword = &codebook[at..at + dim];
-                for (((r, e), g), c) in r
-                    .iter_mut()
-                    .zip(codeword)
-                    .zip(&mut grads[at..at + dim])
-                    .zip(c)
-                {
+                for (((r, e), g), c) in r.iter_mut().zip(codeword).zip(&mut grads[at..at + dim]).zip(c) {
                     *r -= e; // r_l - e_l, the residual of the next level
                     *g -= 2.0 * scale * *r;
                     *c += 2.0 * scale * self.beta * *r;
@@ -196,43 +161,19 @@ impl RqVae {
             }
         }
         shard.quantized.clear();
-        shard
-            .quantized
-            .extend(latent.iter().zip(&running).map(|(z, r)| z - r));
-        self.decoder
-            .forward(&self.params, &shard.quantized, rows, &mut shard.decoded);
+        shard.quantized.extend(latent.iter().zip(&running).map(|(z, r)| z - r));
+        self.decoder.forward(&self.params, &shard.quantized, rows, &mut shard.decoded);
         let reconstruction = shard.decoded.last().map_or(&[][..], Vec::as_slice);
         shard.flow.clear();
-        shard
-            .flow
-            .extend(reconstruction.iter().zip(&shard.x).map(|(y, x)| {
-                loss += f64::from((y - x) * (y - x));
-                2.0 * scale * (y - x)
-            }));
-        let Shard {
-            x,
-            encoded,
-            decoded,
-            quantized,
-            flow,
-            spare,
-            grads,
-            ..
-        } = shard;
-        self.decoder.backward(
-            &self.params,
-            quantized,
-            rows,
-            decoded,
-            flow,
-            spare,
-            grads,
-            true,
-        );
+        shard.flow.extend(reconstruction.iter().zip(&shard.x).map(|(y, x)| {
+            loss += f64::from((y - x) * (y - x));
+            2.0 * scale * (y - x)
+        }));
+        let Shard { x, encoded, decoded, quantized, flow, spare, grads, .. } = shard;
+        self.decoder.backward(&self.params, quantized, rows, decoded, flow, spare, grads, true);
         // Straight through: the latent gets the gradient of its quantised self.
         flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c);
-        self.encoder
-            .backward(&self.params, x, rows, encoded, flow, spare, grads, false);
+        self.encoder.backward(&self.params, x, rows, encoded, flow, spare, grads, false);
         shard.loss = loss;
     }
 
@@ -250,26 +191,18 @@ impl RqVae {
         self.quantizer().save(writer)
     }
 
-    pub(crate) fn load(
-        artefact: &Artefact,
-        config: &RqVaeConfig,
-        content_dim: usize,
-    ) -> Result<Self> {
+    pub(crate) fn load(artefact: &Artefact, config: &RqVaeConfig, content_dim: usize) -> Result<Self> {
         let stack = ResidualQuantizer::load(artefact, config.latent_dim)?;
         let sizes = stack.sizes();
         let size = sizes[0] as usize;
         if sizes.iter().any(|&s| s as usize != size) {
-            return Err(Error::corrupt(
-                artefact.path(),
-                format!("codebooks of different sizes: {sizes:?}"),
-            ));
+            return Err(Error::corrupt(artefact.path(), format!("codebooks of different sizes: {sizes:?}")));
         }
         let mut model = Self::new(config, content_dim, sizes.len(), size, &SeededRng::new(0));
         for (name, expected, at) in model.layout() {
             let (shape, data) = artefact.f32s(&name)?;
             if shape != expected || data.iter().any(|x| !x.is_finite()) {
-                let reason =
-                    format!("`{name}` is not finite or has shape {shape:?}, expected {expected:?}");
+                let reason = format!("`{name}` is not finite or has shape {shape:?}, expected {expected:?}");
                 return Err(Error::corrupt(artefact.path(), reason));
             }
             model.params[at..at + data.len()].copy_from_slice(&data);
@@ -301,29 +234,18 @@ mod tests {
     const ROWS: usize = 60;
 
     fn tiny() -> (RqVae, Vec<f32>) {
-        let config = RqVaeConfig {
-            hidden: vec![7, 6],
-            latent_dim: LATENT,
-            beta: 0.4,
-            ..RqVaeConfig::default()
-        };
+        let config = RqVaeConfig { hidden: vec![7, 6], latent_dim: LATENT, beta: 0.4, ..RqVaeConfig::default() };
         let rng = SeededRng::new(11);
         let mut model = RqVae::new(&config, CONTENT, 2, 4, &rng);
         let mut draw = rng.stream("test");
         let start = model.codebook(0).start;
-        model.params[start..]
-            .iter_mut()
-            .for_each(|p| *p = draw.random::<f32>() - 0.5);
-        let x = (0..CONTENT * ROWS)
-            .map(|_| draw.random::<f32>() * 2.0 - 1.0)
-            .collect();
+        model.params[start..].iter_mut().for_each(|p| *p = draw.random::<f32>() - 0.5);
+        let x = (0..CONTENT * ROWS).map(|_| draw.random::<f32>() * 2.0 - 1.0).collect();
         (model, x)
     }
 
     fn norms(model: &RqVae) -> Vec<Vec<f32>> {
-        (0..model.levels)
-            .map(|l| squared_norms(&model.params[model.codebook(l)], LATENT))
-            .collect()
+        (0..model.levels).map(|l| squared_norms(&model.params[model.codebook(l)], LATENT)).collect()
     }
 
     /// The loss with everything under a stop-gradient held at `base`: what the gradients are the derivative of.
@@ -347,29 +269,16 @@ mod tests {
         let quantized: Vec<f32> = z.iter().zip(&r0).map(|(z, r0)| z - r0).collect();
         let reconstruction = model.decode(&quantized);
         let rows = x.len() / CONTENT;
-        (loss
-            + reconstruction
-                .iter()
-                .zip(x)
-                .map(|(y, x)| square(y - x))
-                .sum::<f64>())
-            / rows as f64
+        (loss + reconstruction.iter().zip(x).map(|(y, x)| square(y - x)).sum::<f64>()) / rows as f64
     }
 
     #[test]
     fn gradients_equal_central_differences() {
         let (model, x) = tiny();
-        let mut shard = Shard {
-            x: x.clone(),
-            ..Shard::default()
-        };
+        let mut shard = Shard { x: x.clone(), ..Shard::default() };
         model.backward(&mut shard, &norms(&model), 1.0 / ROWS as f32);
         let base = surrogate(&model, &model, &x, &shard.codes);
-        assert!(
-            (base - shard.loss / ROWS as f64).abs() < 1e-5,
-            "{base} {}",
-            shard.loss / ROWS as f64
-        );
+        assert!((base - shard.loss / ROWS as f64).abs() < 1e-5, "{base} {}", shard.loss / ROWS as f64);
         for i in 0..model.params.len() {
             let loss_at = |delta: f32| {
                 let mut other = model.clone();
@@ -378,20 +287,11 @@ mod tests {
             };
             let expected = (loss_at(2e-3) - loss_at(-2e-3)) / 4e-3;
             let found = f64::from(shard.grads[i]);
-            assert!(
-                (found - expected).abs() < 2e-3 + 0.01 * expected.abs(),
-                "{i}: {found}, not {expected}"
-            );
+            assert!((found - expected).abs() < 2e-3 + 0.01 * expected.abs(), "{i}: {found}, not {expected}");
         }
         // Single units may be silent, whole tensors may not.
         let mut tensors = model.layout();
-        tensors.extend((0..2).map(|l| {
-            (
-                format!("codebook.{l}"),
-                vec![4, LATENT],
-                model.codebook(l).start,
-            )
-        }));
+        tensors.extend((0..2).map(|l| (format!("codebook.{l}"), vec![4, LATENT], model.codebook(l).start)));
         for (name, shape, at) in tensors {
             let grads = &shard.grads[at..at + shape.iter().product::<usize>()];
             assert!(grads.iter().any(|g| *g != 0.0), "{name} has no gradient");
@@ -403,18 +303,11 @@ mod tests {
         let (model, x) = tiny();
         let grads = |rows: Range<usize>| {
             let x = x[rows.start * CONTENT..rows.end * CONTENT].to_vec();
-            let mut shard = Shard {
-                x,
-                ..Shard::default()
-            };
+            let mut shard = Shard { x, ..Shard::default() };
             model.backward(&mut shard, &norms(&model), 1.0 / ROWS as f32);
             shard.grads
         };
-        for ((all, a), b) in grads(0..ROWS)
-            .into_iter()
-            .zip(grads(0..40))
-            .zip(grads(40..ROWS))
-        {
+        for ((all, a), b) in grads(0..ROWS).into_iter().zip(grads(0..40)).zip(grads(40..ROWS)) {
             assert!((all - a - b).abs() < 1e-5);
         }
     }

@@ -59,25 +59,13 @@ impl QuantizerConfig {
     /// [`Error::InvalidConfig`] naming the field.
     pub fn validate(&self) -> Result<()> {
         if !(1..=MAX_CODES).contains(&self.levels) {
-            return Err(Error::config(
-                "levels",
-                self.levels,
-                format!("1 to {MAX_CODES}"),
-            ));
+            return Err(Error::config("levels", self.levels, format!("1 to {MAX_CODES}")));
         }
         if !(1..=65_536).contains(&self.codebook_size) {
-            return Err(Error::config(
-                "codebook_size",
-                self.codebook_size,
-                "1 to 65536",
-            ));
+            return Err(Error::config("codebook_size", self.codebook_size, "1 to 65536"));
         }
         if !(0.0..1.0).contains(&self.rkmeans.tolerance) {
-            return Err(Error::config(
-                "rkmeans.tolerance",
-                self.rkmeans.tolerance,
-                "0 to below 1",
-            ));
+            return Err(Error::config("rkmeans.tolerance", self.rkmeans.tolerance, "0 to below 1"));
         }
         self.rqvae.validate()
     }
@@ -123,10 +111,7 @@ pub fn load_quantizer(dir: &Path) -> Result<Box<dyn SidEncoder>> {
         "rkmeans" => Box::new(ResidualKmeans::load(&artefact)?),
         "random" => Box::new(RandomIds::load(&artefact)?),
         other => {
-            return Err(Error::corrupt(
-                artefact.path(),
-                format!("method `{other}` is unknown"),
-            ));
+            return Err(Error::corrupt(artefact.path(), format!("method `{other}` is unknown")));
         }
     })
 }
@@ -148,12 +133,7 @@ mod tests {
             check_every: 6,
             ..RqVaeConfig::default()
         };
-        QuantizerConfig {
-            method,
-            codebook_size: 16,
-            rqvae,
-            ..QuantizerConfig::default()
-        }
+        QuantizerConfig { method, codebook_size: 16, rqvae, ..QuantizerConfig::default() }
     }
 
     fn heaps(items: usize) -> Vectors {
@@ -179,20 +159,14 @@ mod tests {
             let loaded = load_quantizer(dir.path()).unwrap();
             assert_eq!(loaded.method(), quantizer.method());
             assert_eq!(loaded.codebook_sizes(), [16; 3]);
-            assert_eq!(
-                loaded.encode(&content).unwrap(),
-                quantizer.encode(&content).unwrap()
-            );
+            assert_eq!(loaded.encode(&content).unwrap(), quantizer.encode(&content).unwrap());
             let path = dir.path().join(FILE);
             let bytes = std::fs::read(&path).unwrap();
             for at in (0..bytes.len()).step_by(bytes.len() / 40) {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 2;
                 std::fs::write(&path, flipped).unwrap();
-                assert!(
-                    bytes[at] == b' ' || load_quantizer(dir.path()).is_err(),
-                    "byte {at}"
-                );
+                assert!(bytes[at] == b' ' || load_quantizer(dir.path()).is_err(), "byte {at}");
             }
         }
     }
@@ -207,14 +181,8 @@ mod tests {
             let codes = |c: &Vectors| fit(&config(method), c).encode(c).unwrap().codes;
             let (a, b) = (codes(&content), codes(&turned));
             assert_eq!(a, codes(&content));
-            assert!(
-                (0..200).all(|i| a.row((i + 77) % 200) == b.row(i)),
-                "{method:?}"
-            );
-            let other = QuantizerConfig {
-                seed: 1,
-                ..config(method)
-            };
+            assert!((0..200).all(|i| a.row((i + 77) % 200) == b.row(i)), "{method:?}");
+            let other = QuantizerConfig { seed: 1, ..config(method) };
             assert_ne!(a, fit(&other, &content).encode(&content).unwrap().codes);
         }
     }
@@ -225,13 +193,7 @@ mod tests {
         let few = heaps(5);
         let zeros = Vectors::new(4, vec![0.0; 40]).unwrap();
         let equal = Vectors::new(3, [1e6, -0.1, 3e-9].repeat(30)).unwrap();
-        let huge = Vectors::new(
-            2,
-            (0..60)
-                .map(|i| if i % 3 == 0 { 3e38 } else { -3e38 })
-                .collect(),
-        )
-        .unwrap();
+        let huge = Vectors::new(2, (0..60).map(|i| if i % 3 == 0 { 3e38 } else { -3e38 }).collect()).unwrap();
         let tiny = Vectors::new(2, (0..60).map(|i| i as f32 * 1e-42).collect()).unwrap();
         for method in METHODS {
             for content in [&single, &few, &zeros, &equal, &huge, &tiny] {
@@ -241,26 +203,13 @@ mod tests {
                 assert_eq!(SidStats::of(&encoded.codes, &[16; 3]).items, content.rows());
             }
             let nothing = Vectors::new(4, vec![]).unwrap();
-            let refused = |content: &Vectors| {
-                fit_quantizer(&config(method), content, &mut |_| ())
-                    .err()
-                    .unwrap()
-            };
+            let refused = |content: &Vectors| fit_quantizer(&config(method), content, &mut |_| ()).err().unwrap();
             assert!(matches!(refused(&nothing), Error::BadVectors { .. }));
-            let nan = Vectors {
-                dim: 2,
-                data: vec![0.0, 1.0, 2.0, f32::NAN],
-            };
+            let nan = Vectors { dim: 2, data: vec![0.0, 1.0, 2.0, f32::NAN] };
             assert!(matches!(refused(&nan), Error::BadVectors { row: 1, .. }));
             let quantizer = fit(&config(method), &few);
-            assert!(matches!(
-                quantizer.encode(&zeros),
-                Err(Error::ShapeMismatch { .. })
-            ));
-            assert!(matches!(
-                quantizer.encode(&nan),
-                Err(Error::BadVectors { row: 1, .. })
-            ));
+            assert!(matches!(quantizer.encode(&zeros), Err(Error::ShapeMismatch { .. })));
+            assert!(matches!(quantizer.encode(&nan), Err(Error::BadVectors { row: 1, .. })));
             let nothing = Vectors::new(12, vec![]).unwrap();
             assert_eq!(quantizer.encode(&nothing).unwrap().codes.rows(), 0);
         }
@@ -273,9 +222,7 @@ mod tests {
             let quantizer = fit(&config(method), &content);
             let all = quantizer.encode(&content).unwrap();
             for i in [0, 17, 255, 256, 299] {
-                let alone = quantizer
-                    .encode(&Vectors::new(12, content.row(i).to_vec()).unwrap())
-                    .unwrap();
+                let alone = quantizer.encode(&Vectors::new(12, content.row(i).to_vec()).unwrap()).unwrap();
                 assert_eq!(alone.codes.row(0), all.codes.row(i));
             }
         }
@@ -284,12 +231,7 @@ mod tests {
     #[test]
     fn quantisers_keep_what_the_content_says() {
         let content = heaps(400);
-        let error = |method| {
-            fit(&config(method), &content)
-                .encode(&content)
-                .unwrap()
-                .relative_error(&content)
-        };
+        let error = |method| fit(&config(method), &content).encode(&content).unwrap().relative_error(&content);
         assert!(error(Method::ResidualKmeans) < 0.05);
         assert!(error(Method::RqVae) < 0.5);
         assert!((error(Method::Random) - 1.0).abs() < 1e-3);
@@ -297,15 +239,10 @@ mod tests {
 
     #[test]
     fn names_and_limits() {
-        for (method, name) in METHODS
-            .iter()
-            .zip(["\"rqvae\"", "\"rkmeans\"", "\"random\""])
-        {
+        for (method, name) in METHODS.iter().zip(["\"rqvae\"", "\"rkmeans\"", "\"random\""]) {
             assert_eq!(serde_json::to_string(method).unwrap(), name);
         }
-        let refuse = |json: &str| {
-            serde_json::from_str::<QuantizerConfig>(json).map_or(true, |c| c.validate().is_err())
-        };
+        let refuse = |json: &str| serde_json::from_str::<QuantizerConfig>(json).map_or(true, |c| c.validate().is_err());
         for json in [
             r#"{"levels":0}"#,
             r#"{"levels":9}"#,

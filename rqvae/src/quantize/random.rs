@@ -29,33 +29,19 @@ impl RandomIds {
             }
         }
         let mean = mean.iter().map(|&x| x as f32).collect();
-        Ok(Self {
-            sizes: vec![config.codebook_size; config.levels],
-            seed: config.seed,
-            mean,
-        })
+        Ok(Self { sizes: vec![config.codebook_size; config.levels], seed: config.seed, mean })
     }
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
         let (_, sizes) = artefact.u32s("sizes")?;
         let (_, mean) = artefact.f32s("mean")?;
         let (_, seed) = artefact.u64s("seed")?;
-        let spec = crate::SidSpec {
-            codebook_sizes: sizes,
-            suffix_size: None,
-        };
+        let spec = crate::SidSpec { codebook_sizes: sizes, suffix_size: None };
         match (spec.validate(), &seed[..]) {
             (Ok(()), &[seed]) if !mean.is_empty() && mean.iter().all(|x| x.is_finite()) => {
-                Ok(Self {
-                    sizes: spec.codebook_sizes,
-                    seed,
-                    mean,
-                })
+                Ok(Self { sizes: spec.codebook_sizes, seed, mean })
             }
-            _ => Err(Error::corrupt(
-                artefact.path(),
-                "`sizes`, `seed` or `mean` is not that of random IDs",
-            )),
+            _ => Err(Error::corrupt(artefact.path(), "`sizes`, `seed` or `mean` is not that of random IDs")),
         }
     }
 
@@ -66,10 +52,7 @@ impl RandomIds {
             (draw % u64::from(self.sizes[level])) as Code
         };
         let levels = self.sizes.len();
-        let data = tie_hash
-            .iter()
-            .flat_map(|&hash| (0..levels).map(move |level| code(hash, level)))
-            .collect();
+        let data = tie_hash.iter().flat_map(|&hash| (0..levels).map(move |level| code(hash, level))).collect();
         CodeMatrix::new(levels, data).expect("one code per level was drawn for each item")
     }
 }
@@ -83,22 +66,11 @@ impl SidEncoder for RandomIds {
     fn encode(&self, content: &Vectors) -> Result<Encoded> {
         content.check()?;
         if content.dim != self.mean.len() {
-            return Err(Error::shape(
-                "content vectors",
-                format!("width {}", self.mean.len()),
-                content.dim,
-            ));
+            return Err(Error::shape("content vectors", format!("width {}", self.mean.len()), content.dim));
         }
         let hashes: Vec<u64> = (0..content.rows()).map(|i| content.hash(i)).collect();
         let data = self.mean.repeat(content.rows());
-        Ok(Encoded::new(
-            self.codes(&hashes),
-            Vectors {
-                dim: content.dim,
-                data,
-            },
-            content,
-        ))
+        Ok(Encoded::new(self.codes(&hashes), Vectors { dim: content.dim, data }, content))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -122,11 +94,7 @@ mod tests {
 
     #[test]
     fn codes_are_spread_evenly() {
-        let ids = RandomIds {
-            sizes: vec![16; 2],
-            seed: 3,
-            mean: vec![0.0],
-        };
+        let ids = RandomIds { sizes: vec![16; 2], seed: 3, mean: vec![0.0] };
         let stats = SidStats::of(&ids.codes(&(0..4096).collect::<Vec<_>>()), &[16, 16]);
         assert!(stats.perplexity.iter().all(|&p| p > 15.8), "{stats:?}");
         assert_eq!(stats.unique_prefixes, 256);

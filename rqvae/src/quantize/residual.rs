@@ -18,15 +18,8 @@ pub(crate) struct ResidualQuantizer {
 impl ResidualQuantizer {
     /// `codebooks` of (size, dim) each.
     pub(crate) fn new(dim: usize, codebooks: Vec<Vec<f32>>) -> Self {
-        let norms = codebooks
-            .iter()
-            .map(|codebook| squared_norms(codebook, dim))
-            .collect();
-        Self {
-            dim,
-            codebooks,
-            norms,
-        }
+        let norms = codebooks.iter().map(|codebook| squared_norms(codebook, dim)).collect();
+        Self { dim, codebooks, norms }
     }
 
     /// Adds the levels of `other` below.
@@ -45,30 +38,21 @@ impl ResidualQuantizer {
         let (dim, levels) = (self.dim, self.codebooks.len());
         let mut residuals = points.to_vec();
         let mut flat = vec![0; points.len() / dim * levels];
-        flat.par_chunks_mut(BLOCK * levels)
-            .zip(residuals.par_chunks_mut(BLOCK * dim))
-            .for_each_init(
-                || (Vec::new(), vec![0; BLOCK]),
-                |(scores, column), (flat, residuals)| {
-                    for (level, (codebook, norms)) in
-                        self.codebooks.iter().zip(&self.norms).enumerate()
+        flat.par_chunks_mut(BLOCK * levels).zip(residuals.par_chunks_mut(BLOCK * dim)).for_each_init(
+            || (Vec::new(), vec![0; BLOCK]),
+            |(scores, column), (flat, residuals)| {
+                for (level, (codebook, norms)) in self.codebooks.iter().zip(&self.norms).enumerate() {
+                    nearest_in_block(residuals, dim, codebook, norms, scores, column);
+                    for ((row, residual), &code) in
+                        flat.chunks_exact_mut(levels).zip(residuals.chunks_exact_mut(dim)).zip(column.iter())
                     {
-                        nearest_in_block(residuals, dim, codebook, norms, scores, column);
-                        for ((row, residual), &code) in flat
-                            .chunks_exact_mut(levels)
-                            .zip(residuals.chunks_exact_mut(dim))
-                            .zip(column.iter())
-                        {
-                            row[level] = code;
-                            subtract(residual, &codebook[usize::from(code) * dim..][..dim]);
-                        }
+                        row[level] = code;
+                        subtract(residual, &codebook[usize::from(code) * dim..][..dim]);
                     }
-                },
-            );
-        (
-            CodeMatrix::new(levels, flat).expect("one code per level was made for each item"),
-            residuals,
-        )
+                }
+            },
+        );
+        (CodeMatrix::new(levels, flat).expect("one code per level was made for each item"), residuals)
     }
 
     /// Sum of the codewords of `codes` (items, levels): (items, dim).
@@ -76,10 +60,7 @@ impl ResidualQuantizer {
         let mut sums = vec![0.0; codes.rows() * self.dim];
         for (i, sum) in sums.chunks_exact_mut(self.dim).enumerate() {
             for (codebook, &code) in self.codebooks.iter().zip(codes.row(i)) {
-                for (sum, x) in sum
-                    .iter_mut()
-                    .zip(&codebook[usize::from(code) * self.dim..])
-                {
+                for (sum, x) in sum.iter_mut().zip(&codebook[usize::from(code) * self.dim..]) {
                     *sum += x;
                 }
             }
@@ -96,24 +77,17 @@ impl ResidualQuantizer {
     }
 
     pub(crate) fn load(artefact: &Artefact, dim: usize) -> Result<Self> {
-        let levels = artefact
-            .names()
-            .filter(|name| name.starts_with("codebook."))
-            .count();
+        let levels = artefact.names().filter(|name| name.starts_with("codebook.")).count();
         let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
         if !(1..=MAX_CODES).contains(&levels) {
-            return Err(corrupt(format!(
-                "{levels} codebooks, expected 1 to {MAX_CODES}"
-            )));
+            return Err(corrupt(format!("{levels} codebooks, expected 1 to {MAX_CODES}")));
         }
         let mut codebooks = Vec::new();
         for level in 0..levels {
             let (shape, codebook) = artefact.f32s(&format!("codebook.{level}"))?;
             let size = shape.first().copied().unwrap_or(0);
             if shape != [size, dim] || !(1..=usize::from(Code::MAX) + 1).contains(&size) {
-                return Err(corrupt(format!(
-                    "`codebook.{level}` has shape {shape:?}, expected (size, {dim})"
-                )));
+                return Err(corrupt(format!("`codebook.{level}` has shape {shape:?}, expected (size, {dim})")));
             }
             if codebook.iter().any(|x| !x.is_finite()) {
                 return Err(corrupt(format!("`codebook.{level}` is not finite")));

@@ -29,22 +29,11 @@ impl Vectors {
     pub fn check(&self) -> Result<()> {
         let (dim, data) = (self.dim, &self.data);
         if dim == 0 || !data.len().is_multiple_of(dim) {
-            return Err(Error::shape(
-                "content vectors",
-                format!("rows of {dim} > 0 numbers"),
-                data.len(),
-            ));
+            return Err(Error::shape("content vectors", format!("rows of {dim} > 0 numbers"), data.len()));
         }
         if let Some(at) = data.iter().position(|x| !x.is_finite()) {
-            let reason = format!(
-                "element {} is {}, expected a finite number",
-                at % dim,
-                data[at]
-            );
-            return Err(Error::BadVectors {
-                row: at / dim,
-                reason,
-            });
+            let reason = format!("element {} is {}, expected a finite number", at % dim, data[at]);
+            return Err(Error::BadVectors { row: at / dim, reason });
         }
         Ok(())
     }
@@ -69,11 +58,7 @@ impl Vectors {
 
     /// The same numbers as a tensor: (items, dim).
     pub fn to_tensor(&self) -> Result<Tensor> {
-        Ok(Tensor::from_slice(
-            &self.data,
-            (self.rows(), self.dim),
-            &Device::Cpu,
-        )?)
+        Ok(Tensor::from_slice(&self.data, (self.rows(), self.dim), &Device::Cpu)?)
     }
 }
 
@@ -81,15 +66,10 @@ impl Vectors {
 pub(crate) fn content_order(content: &Vectors) -> Result<Vec<u32>> {
     content.check()?;
     if content.data.is_empty() {
-        return Err(Error::BadVectors {
-            row: 0,
-            reason: "there are no items".into(),
-        });
+        return Err(Error::BadVectors { row: 0, reason: "there are no items".into() });
     }
-    let mut order: Vec<(u64, u32)> = (0..content.rows() as u32)
-        .into_par_iter()
-        .map(|i| (content.hash(i as usize), i))
-        .collect();
+    let mut order: Vec<(u64, u32)> =
+        (0..content.rows() as u32).into_par_iter().map(|i| (content.hash(i as usize), i)).collect();
     order.sort_unstable();
     Ok(order.into_iter().map(|(_, i)| i).collect())
 }

@@ -65,8 +65,7 @@ impl CheckpointDir {
             fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
         }
         fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
-        let mut manifest =
-            Manifest { format: "sidrec-checkpoint".into(), version: VERSION, files: BTreeMap::new() };
+        let mut manifest = Manifest { format: "sidrec-checkpoint".into(), version: VERSION, files: BTreeMap::new() };
         for (file, bytes) in files {
             write_synced(&temporary.join(file), bytes)?;
             let entry = Entry { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() };
@@ -137,8 +136,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let manifest_path = path.join(MANIFEST);
         let bytes = fs::read(&manifest_path).map_err(Error::io(&manifest_path))?;
-        let manifest: Manifest =
-            serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(&manifest_path, e))?;
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(&manifest_path, e))?;
         if manifest.version != VERSION {
             return Err(Error::WrongVersion { path: manifest_path, found: manifest.version, supported: VERSION });
         }

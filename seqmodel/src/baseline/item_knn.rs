@@ -25,7 +25,7 @@ impl ItemKnn {
     /// As [`ItemKnn::fit`] with other numbers.
     pub fn fit_with(histories: &[&[ItemIdx]], tie_hash: &[u64], k: usize, shrink: f32) -> Self {
         let items = tie_hash.len();
-        let histories: Vec<Vec<ItemIdx>> = histories.iter().map(|history| distinct(history)).collect();
+        let histories: Vec<Vec<ItemIdx>> = histories.iter().map(|history| distinct(history, tie_hash)).collect();
         let mut users = vec![Vec::new(); items];
         for (user, history) in histories.iter().enumerate() {
             for item in history {
@@ -72,10 +72,10 @@ impl ItemKnn {
     }
 }
 
-/// Ascending, each item once. Sums over a history are then the same in whatever order it was lived.
-fn distinct(history: &[ItemIdx]) -> Vec<ItemIdx> {
+/// Each item once, by hash: sums over a history are then the same in whatever order it was lived or items are numbered.
+fn distinct(history: &[ItemIdx], tie_hash: &[u64]) -> Vec<ItemIdx> {
     let mut items = history.to_vec();
-    items.sort_unstable();
+    items.sort_unstable_by_key(|item| (tie_hash[item.0 as usize], item.0));
     items.dedup();
     items
 }
@@ -88,7 +88,7 @@ impl Retriever for ItemKnn {
     fn retrieve(&self, queries: &[Query], k: usize) -> Result<Vec<Vec<Scored>>> {
         let list = |query: &Query| {
             let mut scores = vec![0.0; self.neighbours.len()];
-            let history = distinct(query.history);
+            let history = distinct(query.history, &self.tie_hash);
             for near in history.iter().flat_map(|item| &self.neighbours[item.0 as usize]) {
                 scores[near.item.0 as usize] += near.score;
             }

@@ -6,7 +6,9 @@
 
 use crate::data::Window;
 use crate::loss::cross_entropy;
-use crate::nn::{AttentionShape, Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project, with_values};
+use crate::nn::{
+    AttentionShape, Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project, with_values,
+};
 use crate::retrieve::{Query, Retriever, Scored};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};

@@ -38,7 +38,14 @@ impl Block {
     }
 
     /// (batch, seq, dim) -> (batch, seq, dim), attending to itself and to `memory`.
-    pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>, keys: &Keys, memory: Memory, mode: Mode) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        keys: &Keys,
+        memory: Memory,
+        mode: Mode,
+    ) -> Result<Tensor> {
         let normed = self.attention_norm.forward(x)?;
         let kv = self.attention.keys_values(&normed)?;
         let mixed = self.attention.forward(&normed, &kv, bias, keys, mode)?;

@@ -151,11 +151,7 @@ impl CustomOp2 for AddDropped {
 
     fn cpu_fwd(&self, r: &CpuStorage, rl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         let (r, x, drop) = (values(r, rl)?, values(x, xl)?, self.drop);
-        let y = if drop.active() {
-            map2(r, x, |i, r, x| r + x * drop.factor(i))
-        } else {
-            map2(r, x, |_, r, x| r + x)
-        };
+        let y = if drop.active() { map2(r, x, |i, r, x| r + x * drop.factor(i)) } else { map2(r, x, |_, r, x| r + x) };
         Ok((CpuStorage::F32(y), rl.shape().clone()))
     }
 

@@ -27,9 +27,8 @@ use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 
 /// The contiguous f32 values behind a layout.
 pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| candle_core::Error::Msg("expected a contiguous tensor".into()))?;
+    let (start, end) =
+        layout.contiguous_offsets().ok_or_else(|| candle_core::Error::Msg("expected a contiguous tensor".into()))?;
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 

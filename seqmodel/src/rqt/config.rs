@@ -70,11 +70,9 @@ impl RqtConfig {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: format!("1 to {most}") });
             }
         }
-        for (field, got) in [
-            ("dropout", self.dropout),
-            ("item_dropout", self.item_dropout),
-            ("label_smoothing", self.label_smoothing),
-        ] {
+        for (field, got) in
+            [("dropout", self.dropout), ("item_dropout", self.item_dropout), ("label_smoothing", self.label_smoothing)]
+        {
             if !(0.0..1.0).contains(&got) {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 to below 1".into() });
             }

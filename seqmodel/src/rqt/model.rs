@@ -114,7 +114,9 @@ impl Rqt {
         for item in items {
             match item {
                 Some(item) => {
-                    ids.extend(self.features.codes(*item).iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)));
+                    ids.extend(
+                        self.features.codes(*item).iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)),
+                    );
                 }
                 None => ids.extend(std::iter::repeat_n(NO_ROW, levels)),
             }
@@ -157,8 +159,7 @@ impl Rqt {
             }
         }
         let states = self.history(&items, seq, Mode::Eval)?.reshape(((), self.config.dim))?;
-        let last: Vec<u32> =
-            capped.iter().enumerate().map(|(i, h)| (i * seq + h.len().max(1) - 1) as u32).collect();
+        let last: Vec<u32> = capped.iter().enumerate().map(|(i, h)| (i * seq + h.len().max(1) - 1) as u32).collect();
         Ok(states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?)
     }
 

@@ -51,8 +51,7 @@ impl StepScorer<CpuKernel<'_>> for RqtSession<'_> {
         let rows = 0..beams.rows();
         let parents: Vec<u32> =
             rows.clone().map(|r| if level == 0 { beams.request(r) } else { beams.parent(r) } as u32).collect();
-        let codes: Vec<u32> =
-            rows.map(|r| beams.codes(r).last().map_or(0, |code| u32::from(*code))).collect();
+        let codes: Vec<u32> = rows.map(|r| beams.codes(r).last().map_or(0, |code| u32::from(*code))).collect();
         let (width, data) = self.advance(level, &parents, &codes)?;
         Ok(Scores { width, data })
     }

@@ -115,9 +115,9 @@ impl Tiger {
             .iter()
             .map(|history| {
                 let newest = &history[history.len().saturating_sub(self.config.history_cap)..];
-                let tokens = newest.iter().flat_map(|item| {
-                    self.item_tokens(*item).chain(self.config.separator.then_some(separator))
-                });
+                let tokens = newest
+                    .iter()
+                    .flat_map(|item| self.item_tokens(*item).chain(self.config.separator.then_some(separator)));
                 tokens.collect()
             })
             .collect();

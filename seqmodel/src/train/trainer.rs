@@ -163,7 +163,7 @@ impl<'a> Trainer<'a> {
             state = saved;
         }
         let mut best_weights = None;
-        let began = Instant::now() - std::time::Duration::from_secs_f64(state.seconds);
+        let (began, before) = (Instant::now(), state.seconds);
         let stop = loop {
             if state.finished || state.epoch >= self.config.max_epochs {
                 break Stop::Epochs;
@@ -174,7 +174,7 @@ impl<'a> Trainer<'a> {
             let (mut lr, mut grad_norm, mut examples) = (0.0, 0.0, 0);
             while state.batch < batches.len() {
                 if interrupted() {
-                    state.seconds = began.elapsed().as_secs_f64();
+                    state.seconds = before + began.elapsed().as_secs_f64();
                     self.save(&state, &optim, false)?;
                     return Ok(outcome(Stop::Interrupted, &state));
                 }
@@ -197,9 +197,8 @@ impl<'a> Trainer<'a> {
             let loss = state.loss_sum / batches.len() as f64;
             tracing::debug!(epoch = state.epoch, loss, resumed_at = first_batch, "epoch done");
             (state.epoch, state.batch, state.loss_sum) = (state.epoch + 1, 0, 0.0);
-            state.seconds = began.elapsed().as_secs_f64();
-            let out_of_time =
-                self.config.time_limit_s > 0 && state.seconds >= self.config.time_limit_s as f64;
+            state.seconds = before + began.elapsed().as_secs_f64();
+            let out_of_time = self.config.time_limit_s > 0 && state.seconds >= self.config.time_limit_s as f64;
             let last = state.epoch >= self.config.max_epochs || out_of_time;
             let mut val = None;
             if last || state.epoch.is_multiple_of(self.config.eval_every) {
@@ -214,7 +213,7 @@ impl<'a> Trainer<'a> {
                 } else {
                     state.stale += 1;
                 }
-                state.seconds = began.elapsed().as_secs_f64();
+                state.seconds = before + began.elapsed().as_secs_f64();
                 state.finished = last || state.stale >= self.config.patience;
                 self.save(&state, &optim, better)?;
             }

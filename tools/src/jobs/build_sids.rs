@@ -48,9 +48,8 @@ impl Content {
             Some(folder) => {
                 let path = Path::new(folder);
                 if !path.is_dir() {
-                    return Err(input_missing(path).context(format!(
-                        "encoder `{folder}`: expected lsa, hashed or a local Hugging Face folder"
-                    )));
+                    return Err(input_missing(path)
+                        .context(format!("encoder `{folder}`: expected lsa, hashed or a local Hugging Face folder")));
                 }
                 Ok(Self::Folder(path.to_path_buf(), Box::new(BertEncoder::load(path)?)))
             }
@@ -87,9 +86,7 @@ impl Content {
             Self::Lsa(encoder) => encode(encoder.as_ref()),
             Self::Hashed(encoder) => encode(encoder),
             Self::Folder(_, encoder) => encode(encoder.as_ref()),
-            Self::Column => {
-                items.embeddings.clone().ok_or_else(|| bad_data("the items have no `embedding` column"))
-            }
+            Self::Column => items.embeddings.clone().ok_or_else(|| bad_data("the items have no `embedding` column")),
         }
     }
 
@@ -153,7 +150,12 @@ pub fn build(
         fit_seconds,
         encode_items_per_second: content.rows() as f64 / encode_seconds.max(1e-9),
     };
-    stage.done(&format!("{} {:?}, relative error {:.3}", origin.method, quantizer.codebook_sizes(), origin.relative_error));
+    stage.done(&format!(
+        "{} {:?}, relative error {:.3}",
+        origin.method,
+        quantizer.codebook_sizes(),
+        origin.relative_error
+    ));
     let cards = (0..items.keys.len())
         .map(|row| ItemCard {
             item_id: items.keys.json(ItemIdx(row as u32)),

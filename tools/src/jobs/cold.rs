@@ -71,6 +71,7 @@ pub struct ColdStart {
 }
 
 /// Fits tokenizer and model on what was before the cut and asks about what came after it.
+#[expect(clippy::too_many_arguments, reason = "one call per run; each argument is a thing of its own")]
 pub fn run(
     items: &Items,
     interactions: &Interactions,

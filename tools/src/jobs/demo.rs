@@ -131,7 +131,10 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
     let stage = Stage::new("read data", 0);
     let (items, interactions, dataset) = load(job)?;
     let (n_items, n_users) = (items.keys.len(), interactions.users.len());
-    time("data", stage.done(&format!("{dataset}: {n_items} items, {n_users} users, {} interactions", interactions.count)));
+    time(
+        "data",
+        stage.done(&format!("{dataset}: {n_items} items, {n_users} users, {} interactions", interactions.count)),
+    );
 
     let clock = Instant::now();
     let source = Content::choose(&items, None, None, job.seed)?;
@@ -166,8 +169,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
             rqvae::write_atomic(&run.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
         }
         let mut recorder = Recorder::new(&format!("train {name}"), config.train.max_epochs, None);
-        let outcome =
-            fit(&model, config, catalogue, &split, checkpoints.as_ref(), false, &mut recorder, &interrupted)?;
+        let outcome = fit(&model, config, catalogue, &split, checkpoints.as_ref(), false, &mut recorder, &interrupted)?;
         let message = format!("{} parameters, best val recall@10 {:.4}", model.params().count(), outcome.best);
         let (seconds, records) = recorder.done(&message);
         timing.push(format!("train_{name}"), seconds);
@@ -227,30 +229,18 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
             });
             anyhow::ensure!(report.invalid == 0, "{name} returned {} invalid items", report.invalid);
             if exclude_seen {
-                (cases, _) = (asked, lists.push((name, found.lists)));
+                cases = asked;
+                lists.push((name, found.lists));
             }
         }
         let seen = if exclude_seen { "exclude" } else { "include" };
-        tables.push(MetricsTable {
-            title: format!("Seen items {seen}d"),
-            seen: seen.into(),
-            users: cases.len(),
-            rows,
-        });
+        tables.push(MetricsTable { title: format!("Seen items {seen}d"), seen: seen.into(), users: cases.len(), rows });
     }
     timing.push("evaluate", clock.elapsed().as_secs_f64());
 
     let clock = Instant::now();
-    let found = cold::run(
-        &items,
-        &interactions,
-        &content,
-        &source.name(),
-        &quantizer,
-        &cold_config,
-        BEAM,
-        &interrupted,
-    )?;
+    let found =
+        cold::run(&items, &interactions, &content, &source.name(), &quantizer, &cold_config, BEAM, &interrupted)?;
     check()?;
     curves.push(curve("rqt, cold start", &found.records));
     timing.push("cold_start", clock.elapsed().as_secs_f64());
@@ -275,9 +265,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
         command: command.to_string(),
         seeds: vec![job.seed],
         highlight: "rqt".into(),
-        code_counts: (0..levels)
-            .map(|level| code_counts(catalogue, level))
-            .collect(),
+        code_counts: (0..levels).map(|level| code_counts(catalogue, level)).collect(),
         prefixes: prefixes(catalogue),
         samples: samples(catalogue, &interactions, &cases, &lists, job.seed),
         notes: notes(&found, catalogue),

@@ -3,8 +3,8 @@
 use crate::catalogue::Catalogue;
 use crate::table::Interactions;
 use anyhow::Result;
-use rqvae::{ItemIdx, SeededRng};
 use rand::seq::SliceRandom;
+use rqvae::{ItemIdx, SeededRng};
 use seqmodel::data::{Case, Histories};
 use seqmodel::{EvalConfig, Evaluation, LeaveOneOut, Metrics, Retriever, Split, evaluate, runfile};
 use serde::{Deserialize, Serialize};
@@ -167,9 +167,8 @@ pub fn write_trec(
 ) -> Result<()> {
     let user = |row: usize| users[row].clone();
     let item = |item: ItemIdx| catalogue.keys.key(item).to_string();
-    let create = |path: &Path| {
-        std::fs::File::create(path).map(BufWriter::new).map_err(|e| crate::error::cannot_create(path, e))
-    };
+    let create =
+        |path: &Path| std::fs::File::create(path).map(BufWriter::new).map_err(|e| crate::error::cannot_create(path, e));
     if let Some(path) = run {
         let mut out = create(path)?;
         runfile::write_run(&mut out, &report.model, cases, &found.lists, &user, &item)?;

@@ -53,10 +53,18 @@ pub fn describe(report: &TokenizerReport) -> String {
     }
     line(
         "unique prefixes",
-        format!("{} ({:.1} %), largest group {}", report.unique_prefixes, 100.0 * report.unique_fraction, report.max_group),
+        format!(
+            "{} ({:.1} %), largest group {}",
+            report.unique_prefixes,
+            100.0 * report.unique_fraction,
+            report.max_group
+        ),
     );
     line("suffix", format!("{} codes", report.suffix_size));
-    line("relative error", format!("{:.4} (mean squared error {:.6})", report.relative_error, report.reconstruction_mse));
+    line(
+        "relative error",
+        format!("{:.4} (mean squared error {:.6})", report.relative_error, report.reconstruction_mse),
+    );
     line("fit", format!("{:.1} s, then {:.0} items/s encoded", report.fit_seconds, report.encode_items_per_second));
     text
 }
@@ -101,13 +109,20 @@ pub fn tree(catalogue: &Catalogue, prefix: &str) -> Result<String> {
         return Ok(text);
     }
     let (children, nodes) = trie.children(codes.len(), node);
-    let mut rows: Vec<_> = children.iter().zip(nodes).map(|(code, node)| (*code, trie.items_below(codes.len() + 1, node))).collect();
+    let mut rows: Vec<_> =
+        children.iter().zip(nodes).map(|(code, node)| (*code, trie.items_below(codes.len() + 1, node))).collect();
     rows.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then(a.0.cmp(&b.0)));
     for (code, items) in rows {
         let path: Vec<Code> = codes.iter().copied().chain([code]).collect();
         let titles: Vec<_> = items.iter().take(3).map(|item| catalogue.title(*item)).collect();
         let more = if items.len() > 3 { " …" } else { "" };
-        let _ = writeln!(text, "{:<16} {:>6} items   {}{more}", SemanticId::new(&path)?.to_string(), items.len(), titles.join(" · "));
+        let _ = writeln!(
+            text,
+            "{:<16} {:>6} items   {}{more}",
+            SemanticId::new(&path)?.to_string(),
+            items.len(),
+            titles.join(" · ")
+        );
     }
     Ok(text)
 }

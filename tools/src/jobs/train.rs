@@ -80,7 +80,16 @@ pub fn fit(
         sids: catalogue.sids.digest(),
     };
     let toml = toml::to_string_pretty(&config.model)?;
-    model.train(&config.train, split, identity, output.map(|dir| (dir, toml)), resume, &mut validate, observer, interrupted)
+    model.train(
+        &config.train,
+        split,
+        identity,
+        output.map(|dir| (dir, toml)),
+        resume,
+        &mut validate,
+        observer,
+        interrupted,
+    )
 }
 
 /// Draws progress and keeps the records.
@@ -157,8 +166,7 @@ pub fn run(
     if resume {
         drop_unsaved(&path, &checkpoints)?;
     }
-    let mut metrics =
-        OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
+    let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
     let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
     let name = format!("train {}", config.model.name());
     let mut recorder = Recorder::new(&name, config.train.max_epochs, Some(&mut metrics));
@@ -184,7 +192,8 @@ pub fn run(
 /// One trainer per directory; the lock goes with the process.
 fn lock(out: &Path) -> Result<File> {
     let path = out.join(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| cannot_create(&path, e))?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| cannot_create(&path, e))?;
     let free = FileExt::try_lock_exclusive(&file).map_err(|e| cannot_create(&path, e))?;
     if free { Ok(file) } else { Err(cannot_create(out, "another trainer is at work in this directory")) }
 }
@@ -199,7 +208,7 @@ fn drop_unsaved(path: &Path, checkpoints: &CheckpointDir) -> Result<()> {
         .lines()
         .filter(|line| serde_json::from_str::<EpochRecord>(line).is_ok_and(|record| record.step <= step))
         .collect();
-    let text = kept.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let text = kept.join("\n") + if kept.is_empty() { "" } else { "\n" };
     Ok(rqvae::write_atomic(path, text.as_bytes())?)
 }
 

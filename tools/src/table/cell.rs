@@ -30,9 +30,7 @@ impl Cell {
         match value {
             Value::Null | Value::Object(_) => Self::Null,
             Value::Bool(b) => Self::Bool(b),
-            Value::Number(n) => n
-                .as_i64()
-                .map_or_else(|| Self::Float(n.as_f64().unwrap_or(f64::NAN)), Self::Int),
+            Value::Number(n) => n.as_i64().map_or_else(|| Self::Float(n.as_f64().unwrap_or(f64::NAN)), Self::Int),
             Value::String(s) => Self::Text(s),
             Value::Array(values) => {
                 if values.iter().any(Value::is_f64) && values.iter().all(Value::is_number) {
@@ -62,16 +60,12 @@ impl Cell {
         match self {
             Self::Int(n) => Ok(n.to_string()),
             Self::Text(s) if s.is_empty() => Err(format!("`{column}` is empty")),
-            Self::Text(s) if s.len() > MAX_KEY_BYTES => Err(format!(
-                "`{column}` is {} bytes long, at most {MAX_KEY_BYTES} are allowed",
-                s.len()
-            )),
+            Self::Text(s) if s.len() > MAX_KEY_BYTES => {
+                Err(format!("`{column}` is {} bytes long, at most {MAX_KEY_BYTES} are allowed", s.len()))
+            }
             Self::Text(s) => Ok(s.clone()),
             Self::Null => Err(format!("`{column}` is missing")),
-            other => Err(format!(
-                "`{column}` is {}; expected a text or a whole number",
-                other.kind()
-            )),
+            other => Err(format!("`{column}` is {}; expected a text or a whole number", other.kind())),
         }
     }
 
@@ -83,30 +77,15 @@ impl Cell {
             Self::Float(x) => x.to_string(),
             Self::Bool(b) => b.to_string(),
             Self::Text(s) => s.split_whitespace().collect::<Vec<_>>().join(" "),
-            Self::List(cells) => cells
-                .iter()
-                .map(Self::text)
-                .filter(|s| !s.is_empty())
-                .collect::<Vec<_>>()
-                .join(", "),
-            Self::Numbers(numbers) => numbers
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", "),
+            Self::List(cells) => cells.iter().map(Self::text).filter(|s| !s.is_empty()).collect::<Vec<_>>().join(", "),
+            Self::Numbers(numbers) => numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         }
     }
 
     /// Category paths from the root: a list of paths, one path as a list of texts, or a text `A > B > C`
     /// (several separated by `|`; a text that is a JSON list is read as one).
     pub(super) fn paths(&self) -> Vec<Vec<String>> {
-        let path = |cells: &[Self]| -> Vec<String> {
-            cells
-                .iter()
-                .map(Self::text)
-                .filter(|s| !s.is_empty())
-                .collect()
-        };
+        let path = |cells: &[Self]| -> Vec<String> { cells.iter().map(Self::text).filter(|s| !s.is_empty()).collect() };
         let mut paths: Vec<Vec<String>> = match self {
             Self::List(cells) if cells.iter().any(|c| matches!(c, Self::List(_))) => cells
                 .iter()
@@ -116,12 +95,10 @@ impl Cell {
                 })
                 .collect(),
             Self::List(cells) => vec![path(cells)],
-            Self::Text(s) if s.trim_start().starts_with('[') => {
-                match serde_json::from_str::<Value>(s) {
-                    Ok(value) => return Self::from_json(value).paths(),
-                    Err(_) => vec![vec![self.text()]],
-                }
-            }
+            Self::Text(s) if s.trim_start().starts_with('[') => match serde_json::from_str::<Value>(s) {
+                Ok(value) => return Self::from_json(value).paths(),
+                Err(_) => vec![vec![self.text()]],
+            },
             Self::Text(s) => s
                 .split('|')
                 .map(|p| p.split(" > ").map(|s| Self::Text(s.to_owned()).text()))
@@ -152,17 +129,11 @@ impl Cell {
                 .trim_end_matches(']')
                 .split(|c: char| c == ',' || c == ';' || c.is_whitespace())
                 .filter(|part| !part.is_empty())
-                .map(|part| {
-                    part.parse::<f32>()
-                        .map_err(|_| format!("`{column}` holds `{part}`, which is no number"))
-                })
+                .map(|part| part.parse::<f32>().map_err(|_| format!("`{column}` holds `{part}`, which is no number")))
                 .collect::<Result<_, _>>()?,
             Self::Null => return Err(format!("`{column}` is missing")),
             other => {
-                return Err(format!(
-                    "`{column}` is {}; expected a list of numbers",
-                    other.kind()
-                ));
+                return Err(format!("`{column}` is {}; expected a list of numbers", other.kind()));
             }
         };
         if numbers.is_empty() {
@@ -179,15 +150,9 @@ impl Cell {
         match self {
             Self::Int(n) => Ok(*n),
             Self::Float(x) if x.fract() == 0.0 && x.abs() < 9e15 => Ok(*x as i64),
-            Self::Text(s) => s
-                .trim()
-                .parse()
-                .map_err(|_| format!("`{column}` is `{}`, no whole number", clip(s))),
+            Self::Text(s) => s.trim().parse().map_err(|_| format!("`{column}` is `{}`, no whole number", clip(s))),
             Self::Null => Err(format!("`{column}` is missing")),
-            other => Err(format!(
-                "`{column}` is {}; expected a whole number",
-                other.kind()
-            )),
+            other => Err(format!("`{column}` is {}; expected a whole number", other.kind())),
         }
     }
 }
@@ -212,10 +177,7 @@ mod tests {
     #[test]
     fn ids_are_kept_exactly_or_refused() {
         assert_eq!(json("\" 007 \"").key("item_id").unwrap(), " 007 ");
-        assert_eq!(
-            json("9007199254740993").key("item_id").unwrap(),
-            "9007199254740993"
-        );
+        assert_eq!(json("9007199254740993").key("item_id").unwrap(), "9007199254740993");
         for bad in ["1.5", "1e3", "18446744073709551617", "\"\"", "null", "[1]"] {
             assert!(json(bad).key("item_id").is_err(), "{bad}");
         }
@@ -237,16 +199,8 @@ mod tests {
     #[test]
     fn vectors_are_lists_or_texts_of_finite_numbers() {
         assert_eq!(json("[1, 2.5]").vector("e").unwrap(), [1.0, 2.5]);
-        assert_eq!(
-            Cell::Text("[1, 2.5 ]".to_owned()).vector("e").unwrap(),
-            [1.0, 2.5]
-        );
-        assert!(
-            Cell::Text("1 nan".to_owned())
-                .vector("e")
-                .unwrap_err()
-                .contains("place 1")
-        );
+        assert_eq!(Cell::Text("[1, 2.5 ]".to_owned()).vector("e").unwrap(), [1.0, 2.5]);
+        assert!(Cell::Text("1 nan".to_owned()).vector("e").unwrap_err().contains("place 1"));
         assert!(json("[1, null]").vector("e").is_err());
         assert!(json("[]").vector("e").is_err());
     }

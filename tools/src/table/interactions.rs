@@ -110,22 +110,13 @@ impl<'a> Gather<'a> {
         }
         let times = self.events.iter().flatten().map(|event| event.time);
         let milliseconds = has_time
-            && time::in_milliseconds(times)
-                .map_err(|reason| bad_data(format!("{}: {reason}", path.display())))?;
+            && time::in_milliseconds(times).map_err(|reason| bad_data(format!("{}: {reason}", path.display())))?;
         for events in &mut self.events {
             events.sort_by_key(|event| event.order);
         }
         let unit = if milliseconds { 1000 } else { 1 };
-        let times = self
-            .events
-            .iter()
-            .map(|events| events.iter().map(|e| e.time.div_euclid(unit)).collect())
-            .collect();
-        let items = self
-            .events
-            .iter()
-            .map(|events| events.iter().map(|event| event.item).collect())
-            .collect();
+        let times = self.events.iter().map(|events| events.iter().map(|e| e.time.div_euclid(unit)).collect()).collect();
+        let items = self.events.iter().map(|events| events.iter().map(|event| event.item).collect()).collect();
         Ok(Interactions {
             users: self.users,
             histories: Histories::new(items),
@@ -145,11 +136,7 @@ impl<'a> Gather<'a> {
 /// # Errors
 /// Input missing; bad data when a needed column is missing, too many rows are unusable, too many items unknown, or
 /// times come in mixed units.
-pub fn read_interactions(
-    path: &Path,
-    keys: &ItemKeys,
-    options: &ReadOptions,
-) -> anyhow::Result<Interactions> {
+pub fn read_interactions(path: &Path, keys: &ItemKeys, options: &ReadOptions) -> anyhow::Result<Interactions> {
     let found = source::columns(path)?;
     let has = |name: &str| found.iter().any(|column| column == name);
     for name in ["user_id", "item_id"] {
@@ -159,20 +146,11 @@ pub fn read_interactions(
     }
     let (has_position, has_time) = (has("position"), has("timestamp"));
     if !has_position && !has_time {
-        return Err(missing_column(path, "timestamp", &found)
-            .context("interactions need `timestamp` or `position`"));
+        return Err(missing_column(path, "timestamp", &found).context("interactions need `timestamp` or `position`"));
     }
     let parse = |cells: &[Cell]| -> Result<(String, String, i64, i64), String> {
-        let position = if has_position {
-            Some(cells[2].whole("position")?)
-        } else {
-            None
-        };
-        let time = if has_time {
-            Some(time::instant(&cells[3], "timestamp")?)
-        } else {
-            None
-        };
+        let position = if has_position { Some(cells[2].whole("position")?) } else { None };
+        let time = if has_time { Some(time::instant(&cells[3], "timestamp")?) } else { None };
         Ok((
             cells[0].key("user_id")?,
             cells[1].key("item_id")?,
@@ -183,10 +161,7 @@ pub fn read_interactions(
     let mut rejects = Rejects::new(path, options.rejects_to.as_deref());
     let mut gather = Gather::new(keys);
     let wanted = ["user_id", "item_id", "position", "timestamp"];
-    let rows = source::scan(path, &wanted, &mut |record| match record
-        .cells
-        .and_then(|cells| parse(&cells))
-    {
+    let rows = source::scan(path, &wanted, &mut |record| match record.cells.and_then(|cells| parse(&cells)) {
         Ok((user, item, order, time)) => {
             if let Some(item) = gather.item(&item) {
                 let user = gather.user(user);
@@ -206,11 +181,7 @@ pub fn read_interactions(
 ///
 /// # Errors
 /// As [`read_interactions`]; a user twice is an unusable row.
-pub fn read_histories(
-    path: &Path,
-    keys: &ItemKeys,
-    options: &ReadOptions,
-) -> anyhow::Result<Interactions> {
+pub fn read_histories(path: &Path, keys: &ItemKeys, options: &ReadOptions) -> anyhow::Result<Interactions> {
     let found = source::columns(path)?;
     if !found.iter().any(|column| column == "history") {
         return read_interactions(path, keys, options);
@@ -221,9 +192,7 @@ pub fn read_histories(
     let mut rejects = Rejects::new(path, options.rejects_to.as_deref());
     let mut gather = Gather::new(keys);
     let rows = source::scan(path, &["user_id", "history"], &mut |record| {
-        let parsed = record
-            .cells
-            .and_then(|cells| Ok((cells[0].key("user_id")?, history(&cells[1])?)));
+        let parsed = record.cells.and_then(|cells| Ok((cells[0].key("user_id")?, history(&cells[1])?)));
         let (user, items) = match parsed {
             Ok((user, _)) if gather.at.contains_key(&user) => {
                 let reason = format!("`user_id` `{user}` has a history already");
@@ -235,11 +204,7 @@ pub fn read_histories(
         let user = gather.user(user);
         for (order, item) in (0..).zip(items) {
             if let Some(item) = gather.item(&item) {
-                gather.events[user].push(Event {
-                    item,
-                    order,
-                    time: order,
-                });
+                gather.events[user].push(Event { item, order, time: order });
             }
         }
         Ok(())
@@ -254,8 +219,7 @@ fn history(cell: &Cell) -> Result<Vec<String>, String> {
         Cell::List(cells) => cells.iter().map(|cell| cell.key("history")).collect(),
         Cell::Null => Ok(Vec::new()),
         Cell::Text(text) if text.trim_start().starts_with('[') => {
-            let list = serde_json::from_str(text)
-                .map_err(|e| format!("`history` is no list of item ids: {e}"))?;
+            let list = serde_json::from_str(text).map_err(|e| format!("`history` is no list of item ids: {e}"))?;
             history(&Cell::from_json(list))
         }
         Cell::Text(text) => Ok(text
@@ -273,12 +237,7 @@ mod tests {
 
     type Read = fn(&Path, &ItemKeys, &ReadOptions) -> anyhow::Result<Interactions>;
 
-    fn read(
-        with: Read,
-        name: &str,
-        text: &str,
-        options: &ReadOptions,
-    ) -> anyhow::Result<Interactions> {
+    fn read(with: Read, name: &str, text: &str, options: &ReadOptions) -> anyhow::Result<Interactions> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -287,11 +246,7 @@ mod tests {
     }
 
     fn lax() -> ReadOptions {
-        ReadOptions {
-            max_reject_fraction: 1.0,
-            max_unknown_fraction: 1.0,
-            ..ReadOptions::default()
-        }
+        ReadOptions { max_reject_fraction: 1.0, max_unknown_fraction: 1.0, ..ReadOptions::default() }
     }
 
     fn items(read: &Interactions, user: usize) -> Vec<u32> {
@@ -329,9 +284,7 @@ mod tests {
         let got = read(read_interactions, "i.csv", text, &lax()).unwrap();
         assert_eq!((got.unknown_items, got.count), (2, 2));
         assert_eq!(got.users, ["u"]);
-        let error = read(read_interactions, "i.csv", text, &ReadOptions::default())
-            .unwrap_err()
-            .to_string();
+        let error = read(read_interactions, "i.csv", text, &ReadOptions::default()).unwrap_err().to_string();
         assert!(error.contains("2 of 4") && error.contains("`x`"), "{error}");
     }
 
@@ -343,14 +296,7 @@ mod tests {
         let error = read(read_interactions, "i.csv", "user_id,item_id,time\n", &lax()).unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains("`timestamp` or `position`"), "{error}");
-        let error = read(
-            read_interactions,
-            "i.csv",
-            "user,item_id,timestamp\n",
-            &lax(),
-        )
-        .unwrap_err()
-        .to_string();
+        let error = read(read_interactions, "i.csv", "user,item_id,timestamp\n", &lax()).unwrap_err().to_string();
         assert!(error.contains("no column `user_id`"), "{error}");
     }
 
@@ -378,9 +324,6 @@ mod tests {
         let got = read(read_histories, "h.csv", text, &ReadOptions::default()).unwrap();
         assert_eq!((items(&got, 0), items(&got, 1)), (vec![3, 0], vec![1]));
         let text = "user_id,item_id,position\nu,a,0\n";
-        assert_eq!(
-            read(read_histories, "h.csv", text, &lax()).unwrap().count,
-            1
-        );
+        assert_eq!(read(read_histories, "h.csv", text, &lax()).unwrap().count, 1);
     }
 }

@@ -60,20 +60,15 @@ impl Layout {
         if !has("item_id") {
             return Err(missing_column(path, "item_id", &found));
         }
-        let template = options
-            .text_template
-            .as_deref()
-            .map(Template::parse)
-            .transpose()?;
+        let template = options.text_template.as_deref().map(Template::parse).transpose()?;
         if let Some(template) = &template
             && let Some(missing) = template.columns().find(|column| !has(column))
         {
             return Err(missing_column(path, missing, &found));
         }
         let launch = LAUNCH_COLUMNS.into_iter().find(|column| has(column));
-        let mut wanted: Vec<String> = ["item_id", "title", "brand", "categories", "description"]
-            .map(str::to_owned)
-            .to_vec();
+        let mut wanted: Vec<String> =
+            ["item_id", "title", "brand", "categories", "description"].map(str::to_owned).to_vec();
         if let Some(template) = &template {
             wanted.extend(template.columns().map(str::to_owned));
         }
@@ -82,12 +77,7 @@ impl Layout {
         if embedding {
             wanted.push("embedding".to_owned());
         }
-        Ok(Self {
-            wanted,
-            template,
-            launch,
-            embedding,
-        })
+        Ok(Self { wanted, template, launch, embedding })
     }
 
     fn row(&self, cells: &[Cell], dim: Option<usize>) -> Result<(String, Row), String> {
@@ -98,10 +88,7 @@ impl Layout {
         let key = cell("item_id").key("item_id")?;
         let categories = cell("categories").paths();
         let title = cell("title").text();
-        let category = categories
-            .first()
-            .map(|path| path.join(" > "))
-            .unwrap_or_default();
+        let category = categories.first().map(|path| path.join(" > ")).unwrap_or_default();
         let text = match &self.template {
             // A text that is nothing but free text is rendered without labels.
             Some(template) => ItemText {
@@ -122,25 +109,13 @@ impl Layout {
             None | Some((_, Cell::Null)) => None,
             Some((column, cell)) => Some(time::instant(cell, column)?),
         };
-        let embedding = self
-            .embedding
-            .then(|| cell("embedding").vector("embedding"))
-            .transpose()?;
+        let embedding = self.embedding.then(|| cell("embedding").vector("embedding")).transpose()?;
         if let (Some(vector), Some(dim)) = (&embedding, dim)
             && vector.len() != dim
         {
-            return Err(format!(
-                "`embedding` has {} numbers, the rows before have {dim}",
-                vector.len()
-            ));
+            return Err(format!("`embedding` has {} numbers, the rows before have {dim}", vector.len()));
         }
-        let row = Row {
-            text,
-            title,
-            category,
-            first_seen,
-            embedding,
-        };
+        let row = Row { text, title, category, first_seen, embedding };
         Ok((key, row))
     }
 }
@@ -235,10 +210,7 @@ fn assemble(
         items.texts.push(row.text);
         items.titles.push(row.title);
         items.categories_top.push(row.category);
-        items.first_seen.push(
-            row.first_seen
-                .map(|t| if milliseconds { t.div_euclid(1000) } else { t }),
-        );
+        items.first_seen.push(row.first_seen.map(|t| if milliseconds { t.div_euclid(1000) } else { t }));
         data.extend(row.embedding.unwrap_or_default());
     }
     if let Some(dim) = dim {
@@ -261,10 +233,7 @@ mod tests {
     }
 
     fn lax() -> ReadOptions {
-        ReadOptions {
-            max_reject_fraction: 1.0,
-            ..ReadOptions::default()
-        }
+        ReadOptions { max_reject_fraction: 1.0, ..ReadOptions::default() }
     }
 
     const TWO: &str = r#"{"item_id":7,"title":" A  lamp ","brand":"Lux","categories":[["Home","Lamps"]],"launched":"2024-01-02","price":3}
@@ -279,10 +248,7 @@ mod tests {
         assert_eq!(items.titles, ["A lamp", "B"]);
         assert_eq!(items.categories_top, ["Home > Lamps", ""]);
         assert_eq!(items.first_seen, [Some(1_704_153_600), None]);
-        assert_eq!(
-            items.texts[0].render(),
-            "Title: A lamp. Brand: Lux. Categories: Home > Lamps"
-        );
+        assert_eq!(items.texts[0].render(), "Title: A lamp. Brand: Lux. Categories: Home > Lamps");
         assert_eq!(items.texts[1].render(), "Title: B");
         assert!(items.embeddings.is_none());
     }
@@ -296,10 +262,7 @@ mod tests {
         let items = read("items.jsonl", TWO, &options).unwrap();
         assert_eq!(items.texts[0].render(), "A lamp (3) in Home > Lamps");
         assert_eq!(items.titles[0], "A lamp");
-        let options = ReadOptions {
-            text_template: Some("{titel}".to_owned()),
-            ..ReadOptions::default()
-        };
+        let options = ReadOptions { text_template: Some("{titel}".to_owned()), ..ReadOptions::default() };
         let error = read("items.jsonl", TWO, &options).unwrap_err().to_string();
         assert!(error.contains("did you mean `title`?"), "{error}");
     }
@@ -326,14 +289,8 @@ mod tests {
         let different = "item_id\ttitle\n1\ta\n2\tb\n1\tc\n";
         let error = read("items.tsv", different, &ReadOptions::default()).unwrap_err();
         assert!(error.to_string().contains("line 4: `1`"), "{error}");
-        let last = ReadOptions {
-            dedupe_last: true,
-            ..ReadOptions::default()
-        };
-        assert_eq!(
-            read("items.tsv", different, &last).unwrap().titles,
-            ["c", "b"]
-        );
+        let last = ReadOptions { dedupe_last: true, ..ReadOptions::default() };
+        assert_eq!(read("items.tsv", different, &last).unwrap().titles, ["c", "b"]);
     }
 
     #[test]
@@ -341,10 +298,7 @@ mod tests {
         let error = read("items.csv", "item_id,title\n", &lax()).unwrap_err();
         assert!(error.to_string().contains("no items"), "{error}");
         let error = read("items.csv", "itemid,title\n1,a\n", &lax()).unwrap_err();
-        assert!(
-            error.to_string().contains("did you mean `itemid`"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("did you mean `itemid`"), "{error}");
     }
 
     #[test]

@@ -21,11 +21,7 @@ impl ItemKeys {
     /// Bad data when an id occurs twice.
     pub fn new(keys: Vec<String>) -> anyhow::Result<Self> {
         if u32::try_from(keys.len()).is_err() {
-            return Err(bad_data(format!(
-                "{} items; at most {} are supported",
-                keys.len(),
-                u32::MAX
-            )));
+            return Err(bad_data(format!("{} items; at most {} are supported", keys.len(), u32::MAX)));
         }
         let hashes: Vec<u64> = keys.iter().map(|key| tie_hash(key)).collect();
         let mut by_hash = HashMap::with_capacity(keys.len());
@@ -38,12 +34,7 @@ impl ItemKeys {
             }
         }
         let integer = !keys.is_empty() && keys.iter().all(|key| is_integer(key));
-        Ok(Self {
-            keys,
-            hashes,
-            by_hash,
-            integer,
-        })
+        Ok(Self { keys, hashes, by_hash, integer })
     }
 
     /// Number of items.
@@ -129,11 +120,6 @@ mod tests {
 
     #[test]
     fn an_id_twice_is_refused() {
-        assert!(
-            keys(&["a", "b", "a"])
-                .unwrap_err()
-                .to_string()
-                .contains("`a`")
-        );
+        assert!(keys(&["a", "b", "a"]).unwrap_err().to_string().contains("`a`"));
     }
 }

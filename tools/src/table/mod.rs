@@ -55,18 +55,8 @@ impl Default for ReadOptions {
 }
 
 /// Endings of tables, in the order in which [`find_in`] looks for them.
-const ENDINGS: [&str; 10] = [
-    "parquet",
-    "jsonl",
-    "jsonl.gz",
-    "jsonl.zst",
-    "csv",
-    "csv.gz",
-    "csv.zst",
-    "tsv",
-    "tsv.gz",
-    "tsv.zst",
-];
+const ENDINGS: [&str; 10] =
+    ["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "csv.zst", "tsv", "tsv.gz", "tsv.zst"];
 
 /// The table called `stem` (`items`, `interactions`) in a data directory, whatever its ending.
 ///
@@ -74,25 +64,17 @@ const ENDINGS: [&str; 10] = [
 /// Input missing when there is none, bad data when there are several.
 pub fn find_in(dir: &Path, stem: &str) -> anyhow::Result<PathBuf> {
     if !dir.is_dir() {
-        return Err(input_missing(dir).context(format!(
-            "{} is not a directory that holds {stem}.*",
-            dir.display()
-        )));
+        return Err(input_missing(dir).context(format!("{} is not a directory that holds {stem}.*", dir.display())));
     }
-    let found: Vec<PathBuf> = ENDINGS
-        .iter()
-        .map(|ending| dir.join(format!("{stem}.{ending}")))
-        .filter(|path| path.is_file())
-        .collect();
+    let found: Vec<PathBuf> =
+        ENDINGS.iter().map(|ending| dir.join(format!("{stem}.{ending}"))).filter(|path| path.is_file()).collect();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(
-            input_missing(&dir.join(format!("{stem}.*"))).context(format!(
-                "no table `{stem}` in {}: expected one of {stem}.{{{}}}",
-                dir.display(),
-                ENDINGS.join(", ")
-            )),
-        ),
+        [] => Err(input_missing(&dir.join(format!("{stem}.*"))).context(format!(
+            "no table `{stem}` in {}: expected one of {stem}.{{{}}}",
+            dir.display(),
+            ENDINGS.join(", ")
+        ))),
         several => Err(bad_data(format!(
             "several tables `{stem}` in {}: {}; keep one",
             dir.display(),
@@ -110,26 +92,12 @@ pub fn find_in(dir: &Path, stem: &str) -> anyhow::Result<PathBuf> {
 fn missing_column(path: &Path, wanted: &str, found: &[String]) -> anyhow::Error {
     let nearest = found
         .iter()
-        .map(|name| {
-            (
-                strsim::jaro_winkler(&name.to_lowercase(), &wanted.to_lowercase()),
-                name,
-            )
-        })
+        .map(|name| (strsim::jaro_winkler(&name.to_lowercase(), &wanted.to_lowercase()), name))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > 0.7);
-    let hint = nearest.map_or(String::new(), |(_, name)| {
-        format!("; did you mean `{name}`?")
-    });
-    let columns = if found.is_empty() {
-        "none".to_owned()
-    } else {
-        found.join(", ")
-    };
-    bad_data(format!(
-        "{}: no column `{wanted}`; columns found: {columns}{hint}",
-        path.display()
-    ))
+    let hint = nearest.map_or(String::new(), |(_, name)| format!("; did you mean `{name}`?"));
+    let columns = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+    bad_data(format!("{}: no column `{wanted}`; columns found: {columns}{hint}", path.display()))
 }
 
 #[cfg(test)]
@@ -139,25 +107,11 @@ mod tests {
     #[test]
     fn a_table_is_found_whatever_its_ending() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(
-            find_in(dir.path(), "items")
-                .unwrap_err()
-                .to_string()
-                .contains("no table `items`")
-        );
+        assert!(find_in(dir.path(), "items").unwrap_err().to_string().contains("no table `items`"));
         std::fs::write(dir.path().join("items.tsv.zst"), b"").unwrap();
-        assert!(
-            find_in(dir.path(), "items")
-                .unwrap()
-                .ends_with("items.tsv.zst")
-        );
+        assert!(find_in(dir.path(), "items").unwrap().ends_with("items.tsv.zst"));
         std::fs::write(dir.path().join("items.csv"), b"").unwrap();
-        assert!(
-            find_in(dir.path(), "items")
-                .unwrap_err()
-                .to_string()
-                .contains("several")
-        );
+        assert!(find_in(dir.path(), "items").unwrap_err().to_string().contains("several"));
     }
 
     #[test]

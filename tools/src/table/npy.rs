@@ -16,9 +16,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(usize, usize, Vec<f32>), String> {
         (1..=3, _) => return Err("truncated header".to_owned()),
         (other, _) => return Err(format!("format version {other}, expected 1 to 3")),
     };
-    let (header, data) = rest
-        .split_at_checked(length)
-        .ok_or("the header is longer than the file")?;
+    let (header, data) = rest.split_at_checked(length).ok_or("the header is longer than the file")?;
     let header = std::str::from_utf8(header).map_err(|_| "the header is not UTF-8")?;
     let kind = field(header, "descr").map(|text| text.trim_matches(['\'', '"']));
     let width = match kind {
@@ -33,15 +31,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(usize, usize, Vec<f32>), String> {
         }
     };
     if field(header, "fortran_order") != Some("False") {
-        return Err(
-            "is in Fortran order; save numpy.ascontiguousarray(vectors) instead".to_owned(),
-        );
+        return Err("is in Fortran order; save numpy.ascontiguousarray(vectors) instead".to_owned());
     }
     let (rows, dim) = shape(header)?;
-    let expected = rows
-        .checked_mul(dim)
-        .and_then(|n| n.checked_mul(width))
-        .ok_or("absurd shape")?;
+    let expected = rows.checked_mul(dim).and_then(|n| n.checked_mul(width)).ok_or("absurd shape")?;
     if data.len() != expected {
         return Err(format!(
             "{} bytes of numbers, shape ({rows}, {dim}) needs {expected}; is the file truncated?",
@@ -58,8 +51,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(usize, usize, Vec<f32>), String> {
 
 /// The file of a (rows, dim) matrix.
 pub(super) fn to_bytes(rows: usize, dim: usize, numbers: &[f32]) -> Vec<u8> {
-    let mut header =
-        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
     // Magic, version, length and header end on a multiple of 64, the last byte being a line feed.
     let padded = (MAGIC.len() + 4 + header.len() + 1).next_multiple_of(64) - MAGIC.len() - 4;
     header.push_str(&" ".repeat(padded - 1 - header.len()));
@@ -97,10 +89,7 @@ fn shape(header: &str) -> Result<(usize, usize), String> {
         .collect::<Result<_, _>>()?;
     match sizes.as_slice() {
         [rows, dim] => Ok((*rows, *dim)),
-        other => Err(format!(
-            "has {} dimensions, expected 2: (items, dim)",
-            other.len()
-        )),
+        other => Err(format!("has {} dimensions, expected 2: (items, dim)", other.len())),
     }
 }
 
@@ -119,9 +108,7 @@ pub(super) fn doubles(bytes: &[u8]) -> Vec<f32> {
 /// Little-endian bfloat16 numbers.
 pub(super) fn brain_halves(bytes: &[u8]) -> Vec<f32> {
     let chunks = bytes.as_chunks().0.iter();
-    chunks
-        .map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16))
-        .collect()
+    chunks.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)).collect()
 }
 
 /// Little-endian IEEE 16-bit floats.
@@ -147,8 +134,7 @@ mod tests {
     use super::*;
 
     fn file(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-        let header =
-            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        let header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
         let mut bytes = MAGIC.to_vec();
         bytes.extend([1, 0]);
         bytes.extend((header.len() as u16).to_le_bytes());
@@ -176,10 +162,7 @@ mod tests {
 
     #[test]
     fn three_widths_are_read() {
-        let doubles: Vec<u8> = [1.5_f64, -2.0]
-            .iter()
-            .flat_map(|x| x.to_le_bytes())
-            .collect();
+        let doubles: Vec<u8> = [1.5_f64, -2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
         let read = parse(&file("<f8", "False", "(1, 2)", &doubles)).unwrap();
         assert_eq!(read, (1, 2, vec![1.5, -2.0]));
         let read = parse(&file("<f2", "False", "(2, 1)", &[0, 0x3c, 0, 0xc0])).unwrap();
@@ -198,10 +181,7 @@ mod tests {
             (file("<f4", "True", "(1, 1)", &one), "Fortran"),
             (file("<f4", "False", "(1,)", &one), "1 dimensions"),
             (file("<f4", "False", "(1, 2)", &one), "truncated"),
-            (
-                file("<f4", "False", "(99999999999, 99999999999)", &one),
-                "absurd",
-            ),
+            (file("<f4", "False", "(99999999999, 99999999999)", &one), "absurd"),
             (file("<f4", "False", "(-1, 1)", &one), "shape"),
             (b"PK\x03\x04".to_vec(), "not a NumPy"),
             (b"\x93NUMPY\x09\x00ab".to_vec(), "version 9"),

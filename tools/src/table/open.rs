@@ -26,10 +26,7 @@ pub(super) enum Packing {
 
 /// Format and packing by the file's name; the file must be there.
 pub(super) fn recognize(path: &Path) -> anyhow::Result<(Format, Packing)> {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().to_lowercase())
-        .unwrap_or_default();
+    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let (stem, packing) = if let Some(stem) = name.strip_suffix(".gz") {
         (stem, Packing::Gzip)
     } else if let Some(stem) = name.strip_suffix(".zst") {
@@ -50,10 +47,7 @@ pub(super) fn recognize(path: &Path) -> anyhow::Result<(Format, Packing)> {
         }
     };
     match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => Err(bad_data(format!(
-            "{}: is a directory, expected a file",
-            path.display()
-        ))),
+        Ok(found) if found.is_dir() => Err(bad_data(format!("{}: is a directory, expected a file", path.display()))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(input_missing(path)),
         _ => Ok((format, packing)),
     }
@@ -83,9 +77,7 @@ pub(super) fn open(path: &Path, packing: Packing) -> anyhow::Result<Guard> {
     };
     Ok(Guard {
         inner,
-        left: limit
-            .saturating_mul(MAX_INFLATION)
-            .max(INFLATED_FLOOR_BYTES),
+        left: limit.saturating_mul(MAX_INFLATION).max(INFLATED_FLOOR_BYTES),
         line: 0,
         max_line: u64::MAX,
     })
@@ -128,10 +120,8 @@ pub(super) fn lines(path: &Path, packing: Packing, each: &mut EachLine) -> anyho
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        let n = (&mut reader)
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut bytes)
-            .map_err(|e| read_error(path, e))?;
+        let n =
+            (&mut reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes).map_err(|e| read_error(path, e))?;
         if n == 0 {
             break;
         }

@@ -14,8 +14,8 @@ use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::file::metadata::KeyValue;
 use ::parquet::file::properties::WriterProperties;
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch,
-    StringArray, UInt64Array,
+    Array, ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray,
+    UInt64Array,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, TimeUnit};
@@ -37,11 +37,7 @@ pub(super) fn columns(path: &Path) -> anyhow::Result<Vec<String>> {
 pub(super) fn metadata(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let builder = open(path)?;
     let pairs = builder.metadata().file_metadata().key_value_metadata();
-    Ok(pairs
-        .into_iter()
-        .flatten()
-        .filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?)))
-        .collect())
+    Ok(pairs.into_iter().flatten().filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?))).collect())
 }
 
 /// Reads all rows with the cells of the `wanted` columns.
@@ -56,31 +52,18 @@ pub(super) fn scan(path: &Path, wanted: &[&str], sink: &mut Sink) -> anyhow::Res
                 };
                 guarded(path, || cells(column))?
                     .map(Some)
-                    .map_err(|reason| {
-                        bad_data(format!("{}: column `{name}`: {reason}", path.display()))
-                    })
+                    .map_err(|reason| bad_data(format!("{}: column `{name}`: {reason}", path.display())))
             })
             .collect::<anyhow::Result<_>>()?;
-        let mut columns: Vec<Option<std::vec::IntoIter<Cell>>> = columns
-            .into_iter()
-            .map(|column| column.map(Vec::into_iter))
-            .collect();
+        let mut columns: Vec<Option<std::vec::IntoIter<Cell>>> =
+            columns.into_iter().map(|column| column.map(Vec::into_iter)).collect();
         for _ in 0..batch.num_rows() {
             row += 1;
             let cells = columns
                 .iter_mut()
-                .map(|column| {
-                    column
-                        .as_mut()
-                        .and_then(Iterator::next)
-                        .unwrap_or(Cell::Null)
-                })
+                .map(|column| column.as_mut().and_then(Iterator::next).unwrap_or(Cell::Null))
                 .collect();
-            sink(Record {
-                line: row,
-                weight: 1,
-                cells: Ok(cells),
-            })?;
+            sink(Record { line: row, weight: 1, cells: Ok(cells) })?;
         }
         Ok(())
     })
@@ -102,13 +85,9 @@ pub(super) fn batches(
         .map(|(at, _)| at)
         .collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let mut reader: ParquetRecordBatchReader = guarded(path, || {
-        builder
-            .with_projection(mask)
-            .with_batch_size(BATCH_ROWS)
-            .build()
-    })?
-    .map_err(|e| broken(path, &e.to_string()))?;
+    let mut reader: ParquetRecordBatchReader =
+        guarded(path, || builder.with_projection(mask).with_batch_size(BATCH_ROWS).build())?
+            .map_err(|e| broken(path, &e.to_string()))?;
     while let Some(batch) = guarded(path, || reader.next())? {
         each(batch.map_err(|e| broken(path, &e.to_string()))?)?;
     }
@@ -116,14 +95,8 @@ pub(super) fn batches(
 }
 
 /// One Parquet file in memory, zstd-compressed, with key-value metadata.
-pub(super) fn to_bytes(
-    batch: &RecordBatch,
-    metadata: &BTreeMap<String, String>,
-) -> anyhow::Result<Vec<u8>> {
-    let pairs = metadata
-        .iter()
-        .map(|(key, value)| KeyValue::new(key.clone(), value.clone()))
-        .collect();
+pub(super) fn to_bytes(batch: &RecordBatch, metadata: &BTreeMap<String, String>) -> anyhow::Result<Vec<u8>> {
+    let pairs = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
         .set_created_by(concat!("sidrec ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -136,21 +109,13 @@ pub(super) fn to_bytes(
 
 fn open(path: &Path) -> anyhow::Result<ParquetRecordBatchReaderBuilder<File>> {
     let file = File::open(path).map_err(|e| {
-        if e.kind() == std::io::ErrorKind::NotFound {
-            input_missing(path)
-        } else {
-            read_error(path, e)
-        }
+        if e.kind() == std::io::ErrorKind::NotFound { input_missing(path) } else { read_error(path, e) }
     })?;
-    guarded(path, || ParquetRecordBatchReaderBuilder::try_new(file))?
-        .map_err(|e| broken(path, &e.to_string()))
+    guarded(path, || ParquetRecordBatchReaderBuilder::try_new(file))?.map_err(|e| broken(path, &e.to_string()))
 }
 
 fn broken(path: &Path, reason: &str) -> anyhow::Error {
-    bad_data(format!(
-        "{}: broken or truncated Parquet: {reason}",
-        path.display()
-    ))
+    bad_data(format!("{}: broken or truncated Parquet: {reason}", path.display()))
 }
 
 fn guarded<T>(path: &Path, read: impl FnOnce() -> T) -> anyhow::Result<T> {
@@ -165,10 +130,7 @@ fn cells(column: &ArrayRef) -> Result<Vec<Cell>, String> {
         DataType::Null => Ok(vec![Cell::Null; len]),
         DataType::Boolean => {
             let values: &BooleanArray = column.as_boolean();
-            Ok(values
-                .iter()
-                .map(|v| v.map_or(Cell::Null, Cell::Bool))
-                .collect())
+            Ok(values.iter().map(|v| v.map_or(Cell::Null, Cell::Bool)).collect())
         }
         DataType::UInt64 => {
             let values = column.as_primitive::<arrow::datatypes::UInt64Type>();
@@ -177,18 +139,12 @@ fn cells(column: &ArrayRef) -> Result<Vec<Cell>, String> {
         kind if kind.is_integer() => {
             let values = as_type(&DataType::Int64)?;
             let values: &Int64Array = values.as_primitive();
-            Ok(values
-                .iter()
-                .map(|v| v.map_or(Cell::Null, Cell::Int))
-                .collect())
+            Ok(values.iter().map(|v| v.map_or(Cell::Null, Cell::Int)).collect())
         }
         kind if kind.is_floating() || matches!(kind, DataType::Decimal128(..)) => {
             let values = as_type(&DataType::Float64)?;
             let values: &Float64Array = values.as_primitive();
-            Ok(values
-                .iter()
-                .map(|v| v.map_or(Cell::Null, Cell::Float))
-                .collect())
+            Ok(values.iter().map(|v| v.map_or(Cell::Null, Cell::Float)).collect())
         }
         DataType::Utf8
         | DataType::LargeUtf8
@@ -198,10 +154,7 @@ fn cells(column: &ArrayRef) -> Result<Vec<Cell>, String> {
         | DataType::BinaryView => {
             let values = as_type(&DataType::Utf8)?;
             let values: &StringArray = values.as_string();
-            Ok(values
-                .iter()
-                .map(|v| v.map_or(Cell::Null, |s| Cell::Text(s.to_owned())))
-                .collect())
+            Ok(values.iter().map(|v| v.map_or(Cell::Null, |s| Cell::Text(s.to_owned()))).collect())
         }
         DataType::Dictionary(_, values) => cells(&as_type(values)?),
         DataType::Date32 | DataType::Date64 | DataType::Timestamp(..) => {
@@ -242,9 +195,7 @@ fn lists(column: &ArrayRef) -> Result<Vec<Cell>, String> {
             Some(values) if values.data_type().is_floating() => {
                 let values = cast(&values, &DataType::Float32).map_err(|e| e.to_string())?;
                 let values: &Float32Array = values.as_primitive();
-                Ok(Cell::Numbers(
-                    values.iter().map(|v| v.unwrap_or(f32::NAN)).collect(),
-                ))
+                Ok(Cell::Numbers(values.iter().map(|v| v.unwrap_or(f32::NAN)).collect()))
             }
             Some(values) => cells(&values).map(Cell::List),
         })
@@ -255,48 +206,32 @@ fn lists(column: &ArrayRef) -> Result<Vec<Cell>, String> {
 mod tests {
     use super::*;
     use arrow::array::{
-        Date32Array, FixedSizeListArray, ListArray, TimestampMillisecondArray, types::Float32Type,
-        types::Int64Type,
+        Date32Array, FixedSizeListArray, ListArray, TimestampMillisecondArray, types::Float32Type, types::Int64Type,
     };
     use std::sync::Arc;
 
     fn sample() -> Vec<u8> {
         let columns: Vec<(&str, ArrayRef)> = vec![
-            (
-                "id",
-                Arc::new(Int64Array::from(vec![Some(9_007_199_254_740_993), None])),
-            ),
+            ("id", Arc::new(Int64Array::from(vec![Some(9_007_199_254_740_993), None]))),
             ("name", Arc::new(StringArray::from(vec![Some("007"), None]))),
             ("big", Arc::new(UInt64Array::from(vec![u64::MAX, 1]))),
             ("day", Arc::new(Date32Array::from(vec![1, 2]))),
-            (
-                "at",
-                Arc::new(TimestampMillisecondArray::from(vec![1_999, -1])),
-            ),
+            ("at", Arc::new(TimestampMillisecondArray::from(vec![1_999, -1]))),
             (
                 "history",
-                Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(vec![
-                    Some(vec![Some(1), Some(2)]),
-                    None,
-                ])),
+                Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(vec![Some(vec![Some(1), Some(2)]), None])),
             ),
             (
                 "embedding",
-                Arc::new(
-                    FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(
-                        vec![
-                            Some(vec![Some(0.5), Some(1.0)]),
-                            Some(vec![Some(2.0), None]),
-                        ],
-                        2,
-                    ),
-                ),
+                Arc::new(FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(
+                    vec![Some(vec![Some(0.5), Some(1.0)]), Some(vec![Some(2.0), None])],
+                    2,
+                )),
             ),
         ];
-        let batch = RecordBatch::try_from_iter_with_nullable(
-            columns.into_iter().map(|(name, array)| (name, array, true)),
-        )
-        .unwrap();
+        let batch =
+            RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true)))
+                .unwrap();
         let metadata = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
         to_bytes(&batch, &metadata).unwrap()
     }
@@ -315,16 +250,7 @@ mod tests {
 
     #[test]
     fn typed_columns_become_cells() {
-        let wanted = [
-            "name",
-            "id",
-            "big",
-            "day",
-            "at",
-            "history",
-            "embedding",
-            "none",
-        ];
+        let wanted = ["name", "id", "big", "day", "at", "history", "embedding", "none"];
         let rows = read(&sample(), &wanted).unwrap();
         let text = |s: &str| Cell::Text(s.to_owned());
         assert_eq!(

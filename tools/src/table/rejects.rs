@@ -20,13 +20,7 @@ pub(super) struct Rejects {
 
 impl Rejects {
     pub(super) fn new(file: &Path, to: Option<&Path>) -> Self {
-        Self {
-            file: file.to_owned(),
-            to: to.map(Path::to_owned),
-            writer: None,
-            first: Vec::new(),
-            count: 0,
-        }
+        Self { file: file.to_owned(), to: to.map(Path::to_owned), writer: None, first: Vec::new(), count: 0 }
     }
 
     /// Counts one row (a record of several lines counts as that many) and writes it down.
@@ -39,11 +33,7 @@ impl Rejects {
         let writer = match &mut self.writer {
             Some(writer) => writer,
             none => {
-                let file = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(to)
-                    .map_err(|e| cannot_create(to, e))?;
+                let file = OpenOptions::new().create(true).append(true).open(to).map_err(|e| cannot_create(to, e))?;
                 none.insert(BufWriter::new(file))
             }
         };
@@ -101,9 +91,6 @@ mod tests {
         let text = std::fs::read_to_string(&to).unwrap();
         assert_eq!(text.lines().count(), 2);
         let row: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-        assert_eq!(
-            row,
-            json!({"file": "items.csv", "line": 7, "reason": "no \"id\""})
-        );
+        assert_eq!(row, json!({"file": "items.csv", "line": 7, "reason": "no \"id\""}));
     }
 }

@@ -7,10 +7,7 @@
 use super::vectors::id_column;
 use super::{ItemKeys, missing_column, parquet, source};
 use crate::error::{bad_data, cannot_create};
-use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array,
-    UInt32Array,
-};
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array, UInt32Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, UInt16Type, UInt32Type};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable};
@@ -79,11 +76,8 @@ pub fn write_sids(
     let key = |row: usize| keys.key(ItemIdx(row as u32));
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| {
-        let by_key = if keys.integer {
-            key(a).parse::<i64>().ok().cmp(&key(b).parse().ok())
-        } else {
-            key(a).cmp(key(b))
-        };
+        let by_key =
+            if keys.integer { key(a).parse::<i64>().ok().cmp(&key(b).parse().ok()) } else { key(a).cmp(key(b)) };
         codes(a).cmp(codes(b)).then(by_key)
     });
     let ranks = collision_ranks(table, keys);
@@ -93,12 +87,8 @@ pub fn write_sids(
     let sid = FixedSizeListArray::try_new(item, width, Arc::new(UInt16Array::from(flat)), None)?;
     let ranks: UInt32Array = order.iter().map(|&row| Some(ranks[row])).collect();
     let norms: Float32Array = order.iter().map(|&row| Some(residual_norms[row])).collect();
-    let columns: [ArrayRef; 4] = [
-        id_column(keys, order.iter().copied()),
-        Arc::new(sid),
-        Arc::new(ranks),
-        Arc::new(norms),
-    ];
+    let columns: [ArrayRef; 4] =
+        [id_column(keys, order.iter().copied()), Arc::new(sid), Arc::new(ranks), Arc::new(norms)];
     let batch = RecordBatch::try_from_iter(COLUMNS.into_iter().zip(columns))?;
     let metadata = BTreeMap::from(
         [
@@ -146,9 +136,7 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
     let wrong = |reason: String| bad_data(format!("{}: {reason}", path.display()));
     let metadata = parquet::metadata(path)?;
     let text = |key: &str| {
-        metadata
-            .get(&format!("sidrec.{key}"))
-            .ok_or_else(|| wrong(format!("metadata lacks `sidrec.{key}`")))
+        metadata.get(&format!("sidrec.{key}")).ok_or_else(|| wrong(format!("metadata lacks `sidrec.{key}`")))
     };
     if text("format")? != FORMAT || text("version")? != VERSION {
         return Err(wrong(format!(
@@ -157,10 +145,10 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
             text("version")?
         )));
     }
-    let spec: SidSpec = serde_json::from_str(text("spec")?)
-        .map_err(|e| wrong(format!("metadata `sidrec.spec`: {e}")))?;
-    let meta: SidsMeta = serde_json::from_str(text("meta")?)
-        .map_err(|e| wrong(format!("metadata `sidrec.meta`: {e}")))?;
+    let spec: SidSpec =
+        serde_json::from_str(text("spec")?).map_err(|e| wrong(format!("metadata `sidrec.spec`: {e}")))?;
+    let meta: SidsMeta =
+        serde_json::from_str(text("meta")?).map_err(|e| wrong(format!("metadata `sidrec.meta`: {e}")))?;
     let width = i32::try_from(spec.len())?;
     let (mut keys, mut codes) = (Vec::new(), Vec::<Code>::new());
     let (mut collision_ranks, mut residual_norms) = (Vec::new(), Vec::new());
@@ -171,9 +159,7 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
     })?;
     parquet::batches(path, &COLUMNS[1..], &mut |batch| {
         let column = |name: &str, kind: &DataType| -> anyhow::Result<ArrayRef> {
-            let column = batch
-                .column_by_name(name)
-                .ok_or_else(|| wrong(format!("no column `{name}`")))?;
+            let column = batch.column_by_name(name).ok_or_else(|| wrong(format!("no column `{name}`")))?;
             let cast = cast(column, kind).map_err(|e| wrong(format!("column `{name}`: {e}")))?;
             if cast.null_count() > 0 {
                 return Err(wrong(format!("column `{name}` holds nulls")));
@@ -196,20 +182,9 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
     let table = SidTable::new(spec, codes).map_err(|e| wrong(e.to_string()))?;
     let keys = ItemKeys::new(keys)?;
     if table.items() != keys.len() {
-        return Err(wrong(format!(
-            "{} semantic IDs for {} items",
-            table.items(),
-            keys.len()
-        )));
+        return Err(wrong(format!("{} semantic IDs for {} items", table.items(), keys.len())));
     }
-    Ok(SidsFile {
-        keys,
-        table,
-        collision_ranks,
-        residual_norms,
-        digest: text("digest")?.clone(),
-        meta,
-    })
+    Ok(SidsFile { keys, table, collision_ranks, residual_norms, digest: text("digest")?.clone(), meta })
 }
 
 #[cfg(test)]
@@ -221,21 +196,14 @@ mod tests {
     }
 
     fn meta() -> SidsMeta {
-        SidsMeta {
-            method: "rkmeans".to_owned(),
-            seed: 7,
-            ..SidsMeta::default()
-        }
+        SidsMeta { method: "rkmeans".to_owned(), seed: 7, ..SidsMeta::default() }
     }
 
     #[test]
     fn a_table_round_trips_sorted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sids.parquet");
-        let spec = SidSpec {
-            codebook_sizes: vec![4, 300],
-            suffix_size: Some(2),
-        };
+        let spec = SidSpec { codebook_sizes: vec![4, 300], suffix_size: Some(2) };
         let table = SidTable::new(spec, vec![3, 299, 0, 1, 0, 1, 1, 0, 0]).unwrap();
         let keys = keys(&["10", "9", "8"]);
         write_sids(&path, &table, &keys, &[0.5, 0.25, 0.0], &meta()).unwrap();
@@ -252,10 +220,7 @@ mod tests {
 
     #[test]
     fn shared_ids_are_ranked_by_their_hashes() {
-        let spec = SidSpec {
-            codebook_sizes: vec![2],
-            suffix_size: None,
-        };
+        let spec = SidSpec { codebook_sizes: vec![2], suffix_size: None };
         let table = SidTable::new(spec, vec![1, 0, 1, 1]).unwrap();
         let keys = keys(&["a", "b", "c", "d"]);
         let mut ranks = collision_ranks(&table, &keys);
@@ -272,10 +237,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sids.parquet");
         assert!(read_sids(&path).is_err());
-        let spec = SidSpec {
-            codebook_sizes: vec![2],
-            suffix_size: None,
-        };
+        let spec = SidSpec { codebook_sizes: vec![2], suffix_size: None };
         let table = SidTable::new(spec, vec![1, 0]).unwrap();
         let keys = keys(&["a", "b"]);
         assert!(write_sids(&path, &table, &keys, &[0.0], &meta()).is_err());

@@ -82,68 +82,38 @@ fn csv_error(path: &Path, error: csv::Error) -> anyhow::Error {
 
 fn csv_header(path: &Path, reader: &mut csv::Reader<Guard>) -> anyhow::Result<Vec<String>> {
     let header = reader.byte_headers().map_err(|e| csv_error(path, e))?;
-    let names: Vec<String> = header
-        .iter()
-        .map(|name| String::from_utf8_lossy(name).trim().to_owned())
-        .collect();
+    let names: Vec<String> = header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect();
     for (at, name) in names.iter().enumerate() {
         if names[..at].contains(name) {
-            return Err(bad_data(format!(
-                "{}: two columns are called `{name}`",
-                path.display()
-            )));
+            return Err(bad_data(format!("{}: two columns are called `{name}`", path.display())));
         }
     }
     Ok(names)
 }
 
-fn scan_csv(
-    path: &Path,
-    delimiter: u8,
-    packing: Packing,
-    wanted: &[&str],
-    sink: &mut Sink,
-) -> anyhow::Result<()> {
+fn scan_csv(path: &Path, delimiter: u8, packing: Packing, wanted: &[&str], sink: &mut Sink) -> anyhow::Result<()> {
     let mut reader = csv_reader(path, delimiter, packing)?;
     let names = csv_header(path, &mut reader)?;
-    let places: Vec<Option<usize>> = wanted
-        .iter()
-        .map(|wanted| names.iter().position(|name| name == wanted))
-        .collect();
+    let places: Vec<Option<usize>> = wanted.iter().map(|wanted| names.iter().position(|name| name == wanted)).collect();
     let mut row = csv::ByteRecord::new();
-    while reader
-        .read_byte_record(&mut row)
-        .map_err(|e| csv_error(path, e))?
-    {
+    while reader.read_byte_record(&mut row).map_err(|e| csv_error(path, e))? {
         if matches!(row.as_slice(), b"" | b"\r") && row.len() <= 1 {
             continue;
         }
         let line = row.position().map_or(0, csv::Position::line);
         let lines = reader.position().line().saturating_sub(line).max(1);
         let cells = csv_cells(&row, names.len(), lines, &places);
-        sink(Record {
-            line,
-            weight: if cells.is_ok() { 1 } else { lines },
-            cells,
-        })?;
+        sink(Record { line, weight: if cells.is_ok() { 1 } else { lines }, cells })?;
     }
     Ok(())
 }
 
-fn csv_cells(
-    row: &csv::ByteRecord,
-    columns: usize,
-    lines: u64,
-    places: &[Option<usize>],
-) -> Result<Vec<Cell>, String> {
+fn csv_cells(row: &csv::ByteRecord, columns: usize, lines: u64, places: &[Option<usize>]) -> Result<Vec<Cell>, String> {
     if lines > MAX_RECORD_LINES {
         return Err(format!("spans {lines} lines; is a quote left open?"));
     }
     if row.len() != columns {
-        return Err(format!(
-            "{} fields, the header has {columns} columns",
-            row.len()
-        ));
+        return Err(format!("{} fields, the header has {columns} columns", row.len()));
     }
     if row.as_slice().contains(&0) {
         return Err("holds a NUL byte".to_owned());
@@ -191,36 +161,22 @@ fn json_fields(path: &Path, packing: Packing) -> anyhow::Result<Vec<String>> {
         Ok(rows < PEEKED_ROWS)
     })?;
     match trouble {
-        Some(trouble) if objects == 0 => Err(bad_data(format!(
-            "{}: not one JSON object in it; {trouble}",
-            path.display()
-        ))),
+        Some(trouble) if objects == 0 => {
+            Err(bad_data(format!("{}: not one JSON object in it; {trouble}", path.display())))
+        }
         _ => Ok(names),
     }
 }
 
-fn scan_jsonl(
-    path: &Path,
-    packing: Packing,
-    wanted: &[&str],
-    sink: &mut Sink,
-) -> anyhow::Result<()> {
+fn scan_jsonl(path: &Path, packing: Packing, wanted: &[&str], sink: &mut Sink) -> anyhow::Result<()> {
     lines(path, packing, &mut |line, text| {
         let cells = json_row(text).map(|mut fields| {
             wanted
                 .iter()
-                .map(|&name| {
-                    fields
-                        .get_mut(name)
-                        .map_or(Cell::Null, |value| Cell::from_json(value.take()))
-                })
+                .map(|&name| fields.get_mut(name).map_or(Cell::Null, |value| Cell::from_json(value.take())))
                 .collect()
         });
-        sink(Record {
-            line,
-            weight: 1,
-            cells,
-        })?;
+        sink(Record { line, weight: 1, cells })?;
         Ok(true)
     })
     .with_context(|| format!("while reading {}", path.display()))
@@ -255,10 +211,7 @@ mod tests {
         let bytes = b"\xef\xbb\xbfa,b\r\n1,\"x,\n\"\"y\"\"\"\r\n2\r\n3,\xff\r\n4,\0\r\n\r\n5,\r\n";
         let (n, rows) = read("t.csv", bytes, &["b", "a", "c"]).unwrap();
         assert_eq!(n, 5);
-        assert_eq!(
-            rows[0],
-            (2, Ok(vec![text("x,\n\"y\""), text("1"), Cell::Null]))
-        );
+        assert_eq!(rows[0], (2, Ok(vec![text("x,\n\"y\""), text("1"), Cell::Null])));
         assert_eq!(rows[1].0, 4);
         assert_eq!(rows[4].0, 8);
         assert!(rows[1].1.as_ref().unwrap_err().contains("1 fields"));
@@ -299,12 +252,7 @@ mod tests {
         assert!(rows[2].1.as_ref().unwrap_err().contains("8 MB"));
         assert_eq!(rows[3], (4, Ok(vec![Cell::Int(2)])));
         let csv = [b"a\n".as_slice(), &vec![b'x'; 9 << 20]].concat();
-        assert!(
-            read("t.csv", &csv, &["a"])
-                .unwrap_err()
-                .to_string()
-                .contains("8 MB")
-        );
+        assert!(read("t.csv", &csv, &["a"]).unwrap_err().to_string().contains("8 MB"));
     }
 
     #[test]
@@ -332,25 +280,10 @@ mod tests {
 
     #[test]
     fn missing_unknown_and_empty_files_are_told_apart() {
-        assert!(
-            columns(Path::new("nowhere/t.csv"))
-                .unwrap_err()
-                .to_string()
-                .contains("nowhere")
-        );
-        assert!(
-            read("t.xlsx", b"", &[])
-                .unwrap_err()
-                .to_string()
-                .contains("unknown kind")
-        );
+        assert!(columns(Path::new("nowhere/t.csv")).unwrap_err().to_string().contains("nowhere"));
+        assert!(read("t.xlsx", b"", &[]).unwrap_err().to_string().contains("unknown kind"));
         for name in ["t.csv", "t.jsonl"] {
-            assert!(
-                read(name, b"", &[])
-                    .unwrap_err()
-                    .to_string()
-                    .contains("empty")
-            );
+            assert!(read(name, b"", &[]).unwrap_err().to_string().contains("empty"));
         }
         assert!(read("t.parquet", b"", &[]).is_err());
         assert!(read("t.csv", b"a,a\n", &[]).is_err());

@@ -89,10 +89,7 @@ mod tests {
     #[test]
     fn columns_are_put_in() {
         let template = Template::parse("{ title } by {brand}, {{{title}}}").unwrap();
-        assert_eq!(
-            template.columns().collect::<Vec<_>>(),
-            ["title", "brand", "title"]
-        );
+        assert_eq!(template.columns().collect::<Vec<_>>(), ["title", "brand", "title"]);
         assert_eq!(template.fill(str::to_uppercase), "TITLE by BRAND, {TITLE}");
         assert_eq!(template.fill(|_| String::new()), "by , {}");
     }

@@ -22,10 +22,7 @@ pub(super) fn instant(cell: &Cell, column: &str) -> Result<i64, String> {
         _ => None,
     };
     found.ok_or_else(|| {
-        format!(
-            "`{column}` is `{}`; expected Unix seconds or a date like 2024-05-31",
-            clip(&cell.text())
-        )
+        format!("`{column}` is `{}`; expected Unix seconds or a date like 2024-05-31", clip(&cell.text()))
     })
 }
 
@@ -40,9 +37,7 @@ pub(super) fn in_milliseconds(times: impl Iterator<Item = i64>) -> Result<bool, 
         }
     }
     match (seconds, milliseconds) {
-        (Some(s), Some(ms)) => Err(format!(
-            "times in mixed units: {s} looks like seconds, {ms} like milliseconds"
-        )),
+        (Some(s), Some(ms)) => Err(format!("times in mixed units: {s} looks like seconds, {ms} like milliseconds")),
         (_, ms) => Ok(ms.is_some()),
     }
 }
@@ -51,11 +46,7 @@ pub(super) fn in_milliseconds(times: impl Iterator<Item = i64>) -> Result<bool, 
 fn iso_seconds(text: &str) -> Option<i64> {
     let (date, rest) = text.split_at_checked(10)?;
     let mut parts = date.split('-');
-    let (year, month, day) = (
-        number(parts.next()?, 4)?,
-        number(parts.next()?, 2)?,
-        number(parts.next()?, 2)?,
-    );
+    let (year, month, day) = (number(parts.next()?, 4)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
     if parts.next().is_some() || day < 1 || day > days_in(year, month)? {
         return None;
     }
@@ -67,10 +58,9 @@ fn iso_seconds(text: &str) -> Option<i64> {
     let (clock, zone) = clock.split_at(at);
     let clock = clock.trim_end();
     let clock = match clock.split_once('.') {
-        Some((whole, fraction)) if !fraction.is_empty() => fraction
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then_some(whole)?,
+        Some((whole, fraction)) if !fraction.is_empty() => {
+            fraction.bytes().all(|b| b.is_ascii_digit()).then_some(whole)?
+        }
         Some(_) => return None,
         None => clock,
     };
@@ -87,26 +77,15 @@ fn zone_seconds(zone: &str) -> Option<i64> {
     if zone.is_empty() || zone.eq_ignore_ascii_case("z") {
         return Some(0);
     }
-    let (sign, clock) = if let Some(clock) = zone.strip_prefix('+') {
-        (1, clock)
-    } else {
-        (-1, zone.strip_prefix('-')?)
-    };
-    let (hours, minutes) = clock
-        .split_once(':')
-        .or_else(|| clock.split_at_checked(2))?;
-    let minutes = if minutes.is_empty() {
-        0
-    } else {
-        number(minutes, 2)?
-    };
+    let (sign, clock) =
+        if let Some(clock) = zone.strip_prefix('+') { (1, clock) } else { (-1, zone.strip_prefix('-')?) };
+    let (hours, minutes) = clock.split_once(':').or_else(|| clock.split_at_checked(2))?;
+    let minutes = if minutes.is_empty() { 0 } else { number(minutes, 2)? };
     Some(sign * (number(hours, 2)? * 3600 + minutes * 60))
 }
 
 fn number(text: &str, digits: usize) -> Option<i64> {
-    (text.len() == digits && text.bytes().all(|b| b.is_ascii_digit()))
-        .then(|| text.parse().ok())
-        .flatten()
+    (text.len() == digits && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
 }
 
 fn days_in(year: i64, month: i64) -> Option<i64> {
@@ -123,8 +102,7 @@ fn days_in(year: i64, month: i64) -> Option<i64> {
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year
-        - 719_468
+    year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year - 719_468
 }
 
 #[cfg(test)]
@@ -170,11 +148,7 @@ mod tests {
         ] {
             assert!(text(bad).is_err(), "{bad}");
         }
-        assert!(
-            instant(&Cell::Null, "timestamp")
-                .unwrap_err()
-                .contains("missing")
-        );
+        assert!(instant(&Cell::Null, "timestamp").unwrap_err().contains("missing"));
     }
 
     #[test]
@@ -182,9 +156,6 @@ mod tests {
         assert_eq!(in_milliseconds([1, 1_406_073_600].into_iter()), Ok(false));
         assert_eq!(in_milliseconds([1_406_073_600_000].into_iter()), Ok(true));
         let text = in_milliseconds([1_406_073_600, 1_406_073_600_000].into_iter()).unwrap_err();
-        assert!(
-            text.contains("1406073600 ") && text.contains("1406073600000"),
-            "{text}"
-        );
+        assert!(text.contains("1406073600 ") && text.contains("1406073600000"), "{text}");
     }
 }

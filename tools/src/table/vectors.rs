@@ -8,9 +8,7 @@ use super::open::read_error;
 use super::rejects::SHOWN;
 use super::{ItemKeys, missing_column, npy, parquet, source};
 use crate::error::{bad_data, cannot_create, input_missing};
-use arrow::array::{
-    ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray,
-};
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
 use rqvae::{ItemIdx, Vectors};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -28,8 +26,8 @@ const EMBEDDING: &str = "embedding";
 pub fn read_vectors(path: &Path, keys: &ItemKeys) -> anyhow::Result<Vectors> {
     match ending(path) {
         "npy" => {
-            let (rows, dim, data) = npy::parse(&read(path)?)
-                .map_err(|reason| bad_data(format!("{}: {reason}", path.display())))?;
+            let (rows, dim, data) =
+                npy::parse(&read(path)?).map_err(|reason| bad_data(format!("{}: {reason}", path.display())))?;
             in_order(path, keys, rows, dim, data)
         }
         "safetensors" => from_safetensors(path, keys, &read(path)?),
@@ -44,11 +42,7 @@ pub fn read_vectors(path: &Path, keys: &ItemKeys) -> anyhow::Result<Vectors> {
 /// Unknown ending, or the file cannot be written.
 pub fn write_vectors(path: &Path, vectors: &Vectors, keys: &ItemKeys) -> anyhow::Result<()> {
     if vectors.rows() != keys.len() {
-        return Err(bad_data(format!(
-            "{} vectors for {} items",
-            vectors.rows(),
-            keys.len()
-        )));
+        return Err(bad_data(format!("{} vectors for {} items", vectors.rows(), keys.len())));
     }
     let bytes = match ending(path) {
         "npy" => npy::to_bytes(vectors.rows(), vectors.dim, &vectors.data),
@@ -60,16 +54,11 @@ pub fn write_vectors(path: &Path, vectors: &Vectors, keys: &ItemKeys) -> anyhow:
 }
 
 fn ending(path: &Path) -> &str {
-    path.extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default()
+    path.extension().and_then(|e| e.to_str()).unwrap_or_default()
 }
 
 fn unknown_ending(path: &Path) -> anyhow::Error {
-    bad_data(format!(
-        "{}: unknown kind of vectors; expected .npy, .safetensors or .parquet",
-        path.display()
-    ))
+    bad_data(format!("{}: unknown kind of vectors; expected .npy, .safetensors or .parquet", path.display()))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -80,13 +69,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Rows that are in catalogue order already.
-fn in_order(
-    path: &Path,
-    keys: &ItemKeys,
-    rows: usize,
-    dim: usize,
-    data: Vec<f32>,
-) -> anyhow::Result<Vectors> {
+fn in_order(path: &Path, keys: &ItemKeys, rows: usize, dim: usize, data: Vec<f32>) -> anyhow::Result<Vectors> {
     if rows != keys.len() {
         return Err(bad_data(format!(
             "{}: {rows} vectors for {} items; without item ids there must be one for each, in their order",
@@ -126,13 +109,7 @@ struct Join<'a> {
 
 impl<'a> Join<'a> {
     fn new(path: &'a Path, keys: &'a ItemKeys) -> Self {
-        Self {
-            path,
-            keys,
-            dim: 0,
-            data: Vec::new(),
-            seen: vec![false; keys.len()],
-        }
+        Self { path, keys, dim: 0, data: Vec::new(), seen: vec![false; keys.len()] }
     }
 
     fn put(&mut self, key: &str, vector: &[f32]) -> Result<(), String> {
@@ -159,13 +136,8 @@ impl<'a> Join<'a> {
     }
 
     fn finish(self) -> anyhow::Result<Vectors> {
-        let lacking: Vec<String> = self
-            .keys
-            .iter()
-            .zip(&self.seen)
-            .filter(|(_, seen)| !**seen)
-            .map(|(key, _)| format!("`{key}`"))
-            .collect();
+        let lacking: Vec<String> =
+            self.keys.iter().zip(&self.seen).filter(|(_, seen)| !**seen).map(|(key, _)| format!("`{key}`")).collect();
         if !lacking.is_empty() {
             return Err(bad_data(format!(
                 "{}: {} of {} items have no vector, such as {}",
@@ -191,14 +163,13 @@ fn from_parquet(path: &Path, keys: &ItemKeys) -> anyhow::Result<Vectors> {
     source::scan(path, &["item_id", EMBEDDING], &mut |record| {
         let put = |cells: Vec<Cell>| {
             let key = cells[0].key("item_id")?;
-            let vector = cells[1]
-                .vector(EMBEDDING)
-                .map_err(|reason| format!("item `{key}`: {reason}"))?;
+            let vector = cells[1].vector(EMBEDDING).map_err(|reason| format!("item `{key}`: {reason}"))?;
             join.put(&key, &vector)
         };
-        record.cells.and_then(put).map_err(|reason| {
-            bad_data(format!("{}: row {}: {reason}", path.display(), record.line))
-        })
+        record
+            .cells
+            .and_then(put)
+            .map_err(|reason| bad_data(format!("{}: row {}: {reason}", path.display(), record.line)))
     })?;
     join.finish()
 }
@@ -208,10 +179,7 @@ fn to_parquet(vectors: &Vectors, keys: &ItemKeys) -> anyhow::Result<Vec<u8>> {
     let item = Arc::new(Field::new("item", DataType::Float32, false));
     let width = i32::try_from(vectors.dim)?;
     let embedding: ArrayRef = Arc::new(FixedSizeListArray::try_new(item, width, values, None)?);
-    let batch = RecordBatch::try_from_iter([
-        ("item_id", id_column(keys, 0..keys.len())),
-        (EMBEDDING, embedding),
-    ])?;
+    let batch = RecordBatch::try_from_iter([("item_id", id_column(keys, 0..keys.len())), (EMBEDDING, embedding)])?;
     parquet::to_bytes(&batch, &BTreeMap::new())
 }
 
@@ -237,14 +205,8 @@ fn to_safetensors(vectors: &Vectors, keys: &ItemKeys) -> anyhow::Result<Vec<u8>>
     let shape = vec![vectors.rows(), vectors.dim];
     let entries = [
         (EMBEDDING, TensorView::new(Dtype::F32, shape, &data)?),
-        (
-            "key_offsets",
-            TensorView::new(Dtype::U64, vec![keys.len() + 1], &offsets)?,
-        ),
-        (
-            "key_bytes",
-            TensorView::new(Dtype::U8, vec![key_bytes.len()], &key_bytes)?,
-        ),
+        ("key_offsets", TensorView::new(Dtype::U64, vec![keys.len() + 1], &offsets)?),
+        ("key_bytes", TensorView::new(Dtype::U8, vec![key_bytes.len()], &key_bytes)?),
     ];
     let metadata = HashMap::from([("format".to_owned(), "content-vectors".to_owned())]);
     Ok(safetensors::serialize(entries, Some(metadata))?)
@@ -253,23 +215,13 @@ fn to_safetensors(vectors: &Vectors, keys: &ItemKeys) -> anyhow::Result<Vec<u8>>
 fn from_safetensors(path: &Path, keys: &ItemKeys, bytes: &[u8]) -> anyhow::Result<Vectors> {
     let wrong = |reason: String| bad_data(format!("{}: {reason}", path.display()));
     let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
-    let flat: Vec<_> = file
-        .tensors()
-        .into_iter()
-        .filter(|(_, tensor)| tensor.shape().len() == 2)
-        .collect();
+    let flat: Vec<_> = file.tensors().into_iter().filter(|(_, tensor)| tensor.shape().len() == 2).collect();
     let (name, tensor) = match flat.as_slice() {
         [one] => one,
-        several => several
-            .iter()
-            .find(|(name, _)| name == EMBEDDING || name == "embeddings")
-            .ok_or_else(|| {
-                let names: Vec<&str> = file.names();
-                wrong(format!(
-                    "no entry `{EMBEDDING}` of shape (items, dim); entries found: {}",
-                    names.join(", ")
-                ))
-            })?,
+        several => several.iter().find(|(name, _)| name == EMBEDDING || name == "embeddings").ok_or_else(|| {
+            let names: Vec<&str> = file.names();
+            wrong(format!("no entry `{EMBEDDING}` of shape (items, dim); entries found: {}", names.join(", ")))
+        })?,
     };
     let (rows, dim) = (tensor.shape()[0], tensor.shape()[1]);
     let data = match tensor.dtype() {
@@ -278,26 +230,15 @@ fn from_safetensors(path: &Path, keys: &ItemKeys, bytes: &[u8]) -> anyhow::Resul
         Dtype::F32 => npy::singles(tensor.data()),
         Dtype::F64 => npy::doubles(tensor.data()),
         other => {
-            return Err(wrong(format!(
-                "`{name}` is {other:?}; expected F16, BF16, F32 or F64"
-            )));
+            return Err(wrong(format!("`{name}` is {other:?}; expected F16, BF16, F32 or F64")));
         }
     };
     let (Ok(offsets), Ok(text)) = (file.tensor("key_offsets"), file.tensor("key_bytes")) else {
         return in_order(path, keys, rows, dim, data);
     };
-    let offsets: Vec<usize> = offsets
-        .data()
-        .as_chunks()
-        .0
-        .iter()
-        .map(|b| u64::from_le_bytes(*b) as usize)
-        .collect();
+    let offsets: Vec<usize> = offsets.data().as_chunks().0.iter().map(|b| u64::from_le_bytes(*b) as usize).collect();
     if offsets.len() != rows + 1 || dim == 0 {
-        return Err(wrong(format!(
-            "`key_offsets` has {} entries for {rows} vectors of width {dim}",
-            offsets.len()
-        )));
+        return Err(wrong(format!("`key_offsets` has {} entries for {rows} vectors of width {dim}", offsets.len())));
     }
     let mut join = Join::new(path, keys);
     for (ends, vector) in offsets.windows(2).zip(data.chunks_exact(dim)) {
@@ -352,12 +293,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let three = keys(&["a", "b", "c"]);
         let path = dir.path().join("v.npy");
-        assert!(
-            read_vectors(&path, &three)
-                .unwrap_err()
-                .to_string()
-                .contains("v.npy")
-        );
+        assert!(read_vectors(&path, &three).unwrap_err().to_string().contains("v.npy"));
         std::fs::write(&path, npy::to_bytes(2, 1, &[1.0, 2.0])).unwrap();
         let error = read_vectors(&path, &three).unwrap_err().to_string();
         assert!(error.contains("2 vectors for 3 items"), "{error}");

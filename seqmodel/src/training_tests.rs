@@ -1,0 +1,246 @@
+//! What must hold for every model that trains: gradients reach every parameter, padding and caches change nothing,
+//! the same seed gives the same bits, and a run that was cut resumes to them.
+
+use crate::data::{Histories, Window, windows};
+use crate::dense::{SasRec, SasRecConfig, SasRecRetriever};
+use crate::generative::{Generative, Generator};
+use crate::nn::Parameters;
+use crate::rqt::{Rqt, RqtConfig, RqtSession};
+use crate::tiger::{Tiger, TigerConfig, TigerSession, samples};
+use crate::train::{EpochRecord, Identity, Objective, Stop, TrainConfig, Trainer, Validation};
+use crate::{ItemFeatures, LeaveOneOut, Query, Retriever, RqtObjective, SasRecObjective, TigerObjective};
+use beam::Trie;
+use rqvae::{CheckpointDir, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, Vectors, mix};
+use std::cell::Cell;
+use std::sync::Arc;
+
+const ITEMS: u32 = 40;
+
+fn features() -> ItemFeatures {
+    let spec = SidSpec { codebook_sizes: vec![5, 6], suffix_size: Some(4) };
+    let codes = (0..ITEMS as u16).flat_map(|i| [i % 5, (i / 5) % 6, i / 30]).collect();
+    let content = (0..ITEMS as usize * 7).map(|i| (mix(i as u64) % 1000) as f32 / 1000.0 - 0.5).collect();
+    let content = Vectors::new(7, content).unwrap();
+    ItemFeatures::new(Arc::new(SidTable::new(spec, codes).unwrap()), Some(Arc::new(content))).unwrap()
+}
+
+/// Users who walk through the catalogue with steps of their own.
+fn histories() -> Histories {
+    let user = |u: u32| (0..4 + u % 7).map(|t| ItemIdx((u * 3 + t * (1 + u % 3)) % ITEMS)).collect();
+    Histories::new((0..60).map(user).collect())
+}
+
+fn rqt(seed: u64) -> (Rqt, Parameters) {
+    let params = Parameters::new(seed);
+    let config = RqtConfig { dim: 16, heads: 2, head_dim: 8, hidden: 32, item_embedding: true, ..RqtConfig::default() };
+    (Rqt::new(&config, features(), &params.builder()).unwrap(), params)
+}
+
+fn tiger(seed: u64) -> (Tiger, Parameters) {
+    let params = Parameters::new(seed);
+    let config = TigerConfig {
+        dim: 16,
+        heads: 2,
+        head_dim: 8,
+        hidden: 32,
+        encoder_layers: 2,
+        decoder_layers: 2,
+        separator: true,
+        ..TigerConfig::default()
+    };
+    (Tiger::new(&config, features(), &params.builder()).unwrap(), params)
+}
+
+fn sasrec(seed: u64) -> (SasRec, Parameters) {
+    let params = Parameters::new(seed);
+    let config = SasRecConfig { dim: 16, ..SasRecConfig::default() };
+    (SasRec::new(&config, ITEMS as usize, &params.builder()).unwrap(), params)
+}
+
+/// Every parameter receives a gradient that is not zero: candle's fused operations would cut it without a word.
+fn every_parameter_learns(objective: &dyn Objective, params: &Parameters) {
+    let rows: Vec<u32> = (0..objective.lengths().len() as u32).collect();
+    let keys = StepKeys::new(&SeededRng::new(0), 0);
+    let grads = objective.loss(&rows, Mode::Train(&keys)).unwrap().backward().unwrap();
+    for (name, var) in params.all() {
+        let grad = grads.get(&var).unwrap_or_else(|| panic!("no gradient for {name}"));
+        let size = grad.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
+    }
+}
+
+#[test]
+fn gradients_reach_every_parameter() {
+    let histories = histories();
+    let split = LeaveOneOut::new(&histories);
+    let windows: Vec<Window> = windows(&split, 20);
+    let samples = samples(&split, 20);
+    let (model, params) = rqt(1);
+    every_parameter_learns(&RqtObjective { model: &model, windows: &windows }, &params);
+    let (model, params) = tiger(1);
+    every_parameter_learns(&TigerObjective { model: &model, samples: &samples }, &params);
+    let (model, params) = sasrec(1);
+    every_parameter_learns(&SasRecObjective { model: &model, windows: &windows }, &params);
+}
+
+/// Scores of every item after each history, asked in one batch or one by one.
+fn lists(retriever: &dyn Retriever, histories: &[&[ItemIdx]], together: bool) -> Vec<Vec<(u32, f32)>> {
+    let queries: Vec<_> = histories.iter().map(|history| Query { history, exclude: &[] }).collect();
+    let ask = |queries: &[Query]| retriever.retrieve(queries, ITEMS as usize).unwrap();
+    let found = if together { ask(&queries) } else { queries.iter().flat_map(|q| ask(&[*q])).collect() };
+    let sort = |list: &Vec<crate::Scored>| {
+        let mut list: Vec<_> = list.iter().map(|s| (s.item.0, s.score)).collect();
+        list.sort_by_key(|pair| pair.0);
+        list
+    };
+    found.iter().map(sort).collect()
+}
+
+#[test]
+fn a_history_scores_the_same_alone_and_in_a_padded_batch() {
+    let histories = histories();
+    let some: Vec<&[ItemIdx]> = histories.iter().take(12).collect();
+    let (rqt, _) = rqt(2);
+    let (tiger, _) = tiger(2);
+    let (sasrec, _) = sasrec(2);
+    let trie = Trie::build(features().sids()).unwrap();
+    let dense = SasRecRetriever::new(&sasrec, (0..u64::from(ITEMS)).collect());
+    let retrievers: [&dyn Retriever; 3] =
+        [&Generative::new(&rqt, &trie, 64), &Generative::new(&tiger, &trie, 64), &dense];
+    for retriever in retrievers {
+        for (alone, padded) in lists(retriever, &some, false).iter().zip(lists(retriever, &some, true)) {
+            assert_eq!(alone.len(), ITEMS as usize);
+            for (a, b) in alone.iter().zip(&padded) {
+                // Sums of a few dozen f32 terms in another order of blocks.
+                assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-4, "{}: {a:?} {b:?}", retriever.name());
+            }
+        }
+    }
+}
+
+/// Sum of log-probabilities of an item's codes by the cached session equals minus the teacher-forced loss.
+#[test]
+fn cached_decoding_equals_the_teacher_forced_pass() {
+    let (features, history) = (features(), [ItemIdx(3), ItemIdx(17), ItemIdx(9)]);
+    let (rqt, _) = rqt(3);
+    let (tiger, _) = tiger(3);
+    for target in [ItemIdx(0), ItemIdx(22), ItemIdx(39)] {
+        let codes = features.codes(target);
+        let walk = |advance: &mut dyn FnMut(usize, u32) -> Vec<f32>| {
+            let mut sum = 0.0;
+            for (level, code) in codes.iter().enumerate() {
+                let last = if level == 0 { 0 } else { u32::from(codes[level - 1]) };
+                sum += advance(level, last)[usize::from(*code)];
+            }
+            sum
+        };
+        let mut session = RqtSession::new(&rqt, rqt.encode(&[&history]).unwrap());
+        let cached = walk(&mut |level, last| session.advance(level, &[0], &[last]).unwrap().1);
+        let items = history.iter().copied().chain([target]).collect();
+        let loss = rqt.loss(&[&Window { items, first_target: 2 }], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
+        assert!((cached + loss).abs() < 1e-4, "rqt: {cached} {loss}");
+
+        let mut session = TigerSession::new(&tiger, &[&history]).unwrap();
+        let cached = walk(&mut |level, last| session.advance(level, &[0], &[0], &[last]).unwrap().1);
+        let sample = crate::tiger::Sample { history: history.to_vec(), target };
+        let loss = tiger.loss(&[&sample], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
+        assert!((cached + loss).abs() < 1e-4, "tiger: {cached} {loss}");
+    }
+}
+
+#[test]
+fn seen_items_are_left_out_and_a_wide_beam_returns_everything_else() {
+    let (model, _) = rqt(4);
+    let trie = Trie::build(features().sids()).unwrap();
+    let history = [ItemIdx(1), ItemIdx(2)];
+    let query = Query { history: &history, exclude: &history };
+    let list = &Generative::new(&model, &trie, 64).retrieve(&[query], 100).unwrap()[0];
+    assert_eq!(list.len(), ITEMS as usize - 2);
+    assert!(list.iter().all(|s| !history.contains(&s.item)));
+    assert!(list.windows(2).all(|pair| pair[0].score >= pair[1].score));
+    assert_eq!(Generator::name(&model), "rqt");
+}
+
+/// Trains a small rqt; stops before step `stop` where given.
+fn train(dir: Option<&CheckpointDir>, resume: bool, stop: Option<u64>) -> (Stop, Vec<u8>, Vec<EpochRecord>) {
+    let histories = histories();
+    let split = LeaveOneOut::new(&histories);
+    let windows = windows(&split, 20);
+    let (model, params) = rqt(5);
+    let config = TrainConfig { batch_size: 8, max_epochs: 4, eval_every: 1, warmup_steps: 3, ..TrainConfig::default() };
+    let identity = Identity { model: "rqt".into(), ..Identity::default() };
+    let mut trainer = Trainer::new(&config, &params, identity);
+    if let Some(dir) = dir {
+        trainer = trainer.with_checkpoints(dir, String::new());
+    }
+    let (steps, mut records) = (Cell::new(0), Vec::new());
+    let objective = RqtObjective { model: &model, windows: &windows };
+    let outcome = trainer
+        .run(
+            &objective,
+            resume,
+            &mut || {
+                let all: Vec<u32> = (0..windows.len() as u32).collect();
+                let loss = f64::from(objective.loss(&all, Mode::Eval)?.to_scalar::<f32>()?);
+                Ok(Validation { recall_at_10: 1.0 / loss, ndcg_at_10: 0.0 })
+            },
+            &mut |_, _, _| steps.set(steps.get() + 1),
+            &mut |record| {
+                let record = EpochRecord { seconds: 0.0, examples_per_second: 0.0, ..record.clone() };
+                records.push(record);
+                Ok(())
+            },
+            &|| stop.is_some_and(|stop| steps.get() >= stop),
+        )
+        .unwrap();
+    let weights = crate::nn::save_parameters(params.snapshot().unwrap()).unwrap();
+    (outcome.stop, weights, records)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_the_loss_falls() {
+    let (_, a, records) = train(None, false, None);
+    let (_, b, again) = train(None, false, None);
+    assert!(a == b && records == again);
+    assert!(records.last().unwrap().loss < records[0].loss);
+}
+
+#[test]
+fn a_run_cut_anywhere_resumes_to_the_same_bits() {
+    let (_, whole, records) = train(None, false, None);
+    for stop in [0, 5, 9, 17] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = CheckpointDir::create(folder.path()).unwrap();
+        let (why, _, first) = train(Some(&dir), false, Some(stop));
+        assert_eq!(why, Stop::Interrupted);
+        let (why, weights, second) = train(Some(&dir), true, None);
+        assert_eq!(why, Stop::Epochs);
+        assert!(weights == whole, "cut at step {stop}");
+        let joined: Vec<_> = first.into_iter().chain(second).collect();
+        assert_eq!(joined, records);
+    }
+}
+
+#[test]
+fn another_configuration_is_not_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = CheckpointDir::create(folder.path()).unwrap();
+    train(Some(&dir), false, Some(3));
+    let (model, params) = rqt(5);
+    let histories = histories();
+    let windows = windows(&LeaveOneOut::new(&histories), 20);
+    let config = TrainConfig::default();
+    let other = Identity { model: "rqt".into(), sids: "another table".into(), ..Identity::default() };
+    let error = Trainer::new(&config, &params, other)
+        .with_checkpoints(&dir, String::new())
+        .run(
+            &RqtObjective { model: &model, windows: &windows },
+            true,
+            &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
+            &mut |_, _, _| {},
+            &mut |_| Ok(()),
+            &|| false,
+        )
+        .unwrap_err();
+    assert!(error.to_string().contains("SID table"), "{error}");
+}
