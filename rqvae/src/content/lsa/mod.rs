@@ -229,10 +229,10 @@ mod tests {
         let encoder = LsaEncoder::fit(&texts, &small()).unwrap();
         let vectors = encoder.encode(&texts, &mut |_| ()).unwrap();
         for a in 0..texts.len() {
-            for b in 0..texts.len() {
-                let likeness = dot(vectors.row(a), vectors.row(b));
-                assert_eq!(likeness > 0.3, a / 4 == b / 4, "{a} {b} {likeness}");
-            }
+            let mut others: Vec<usize> = (0..texts.len()).filter(|&b| b != a).collect();
+            let likeness = |b: &usize| dot(vectors.row(a), vectors.row(*b));
+            others.sort_by(|b, c| likeness(c).total_cmp(&likeness(b)));
+            assert!(others[..3].iter().all(|b| b / 4 == a / 4), "{a}: {others:?}");
         }
         // Unseen words, and a plural that only the n-grams know.
         let new = ["Title: purple nailpolishes", ""].map(str::to_owned);
