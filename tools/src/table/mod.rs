@@ -1,6 +1,6 @@
 //! Tables on disk: items, interactions, vectors and semantic IDs, in every file format that sidrec reads or writes.
 //!
-//! JSON lines, CSV and TSV (all of them also `.gz` or `.zst`) and Parquet become typed rows in [`source`]; this is the
+//! JSON lines, CSV and TSV (all of them also `.gz` or `.zst`) and Parquet become typed rows in `source`; this is the
 //! only place that knows these formats. A row that cannot be used is counted and written to a rejects file; a file
 //! that cannot be used is an error which names the file, the column, what was expected and what was found.
 
