@@ -46,7 +46,8 @@ impl Ranks {
 
     fn mean(&self, value: impl Fn(u32) -> f64) -> f64 {
         let sum: f64 = self.0.iter().flatten().map(|rank| value(*rank)).sum();
-        sum / self.0.len().max(1) as f64
+        // The sum of nothing is -0.0, which would show in reports.
+        (sum + 0.0) / self.0.len().max(1) as f64
     }
 
     /// All five figures.
@@ -122,6 +123,11 @@ mod tests {
         assert!((metrics.recall_at_5 - 0.5).abs() < 1e-12 && (metrics.recall_at_10 - 0.75).abs() < 1e-12);
         assert!((metrics.ndcg_at_5 - (1.0 + 0.5) / 4.0).abs() < 1e-12);
         assert!((metrics.mrr_at_10 - (1.0 + 1.0 / 3.0 + 0.125) / 4.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn nobody_found_is_a_plain_zero() {
+        assert!(Ranks(vec![None]).recall_at(5).is_sign_positive());
     }
 
     #[test]
