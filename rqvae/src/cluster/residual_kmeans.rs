@@ -156,3 +156,31 @@ fn draw(order: &[u32], limit: usize, seed: u64) -> Vec<u32> {
     picked.sort_unstable();
     picked.into_iter().map(|i| order[i]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_takes_what_the_one_before_left() {
+        // Heaps at 0, 1, 10 and 11: the first level finds the tens, the second the ones.
+        let content = Vectors::new(1, [0.0, 1.0, 10.0, 11.0].repeat(8)).unwrap();
+        let rkmeans = ResidualKmeansConfig { items_per_code: 10, ..ResidualKmeansConfig::default() };
+        let config = QuantizerConfig { levels: 2, codebook_size: 2, rkmeans, ..QuantizerConfig::default() };
+        let mut levels = Vec::new();
+        let quantizer = ResidualKmeans::fit(&config, &content, &mut |p| levels.push((p.done, p.total))).unwrap();
+        assert_eq!(levels, [(1, 2), (2, 2)]);
+        let encoded = quantizer.encode(&content).unwrap();
+        let code = |i: usize, level: usize| encoded.codes.row(i)[level];
+        assert!(code(0, 0) == code(1, 0) && code(2, 0) == code(3, 0) && code(0, 0) != code(2, 0));
+        assert!(code(0, 1) == code(2, 1) && code(1, 1) == code(3, 1) && code(0, 1) != code(1, 1));
+    }
+
+    #[test]
+    fn a_drawn_part_is_a_part() {
+        let order: Vec<u32> = (100..200).collect();
+        let drawn = draw(&order, 30, 4);
+        assert_eq!(drawn.len(), 30);
+        assert!(drawn.windows(2).all(|w| w[0] < w[1]) && drawn.iter().all(|i| order.contains(i)));
+    }
+}

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 /// Shape and training of an RQ-VAE.
 ///
-/// Shape, `beta` and batch size are those of Rajput et al. 2023 (TIGER), sec. 4; Adagrad at .4 collapses on
-/// normalised content, so the optimiser is `AdamW`, and dead codes are set anew while the codebooks form.
+/// Shape, `beta` and batch size are those of Rajput et al. 2023 (TIGER), sec. 4. Adagrad at .4 collapses on
+/// normalised content, so the optimiser is `AdamW`; codebooks follow moving averages and dead codes are set anew
+/// while they form. Training longer lowers the error but lets more items collide, hence `unique_target`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RqVaeConfig {
@@ -16,8 +17,12 @@ pub struct RqVaeConfig {
     pub latent_dim: usize,
     /// Weight of the commitment loss.
     pub beta: f32,
-    /// Passes over the items.
+    /// What a codebook keeps of its moving averages in a step.
+    pub decay: f32,
+    /// Passes over the items, at least.
     pub epochs: usize,
+    /// Steps, at least: small catalogues get more epochs.
+    pub min_steps: usize,
     /// Items per step.
     pub batch_size: usize,
     /// Learning rate of `AdamW`; over the last third of the epochs it falls along a cosine.
@@ -28,8 +33,11 @@ pub struct RqVaeConfig {
     pub reset_every: usize,
     /// Fraction of the epochs after which nothing is set anew.
     pub reset_until: f64,
-    /// After that fraction, the weights are judged every so many epochs and the best are kept.
+    /// In the second half, the weights are judged every so many epochs.
     pub check_every: usize,
+    /// Of the judged weights with at least this fraction of distinct code tuples, those with the least error are
+    /// kept; where none has it, those with most distinct tuples.
+    pub unique_target: f64,
 }
 
 impl Default for RqVaeConfig {
@@ -38,13 +46,16 @@ impl Default for RqVaeConfig {
             hidden: vec![512, 256, 128],
             latent_dim: 32,
             beta: 0.25,
-            epochs: 400,
+            decay: 0.95,
+            epochs: 80,
+            min_steps: 960,
             batch_size: 1024,
             learning_rate: 1e-3,
             weight_decay: 0.01,
             reset_every: 10,
             reset_until: 0.67,
-            check_every: 20,
+            check_every: 5,
+            unique_target: 0.97,
         }
     }
 }
@@ -79,9 +90,39 @@ impl RqVaeConfig {
         if !(0.0..=100.0).contains(&self.weight_decay) {
             return Err(Error::config("rqvae.weight_decay", self.weight_decay, "0 to 100"));
         }
+        if !(0.0..1.0).contains(&self.decay) {
+            return Err(Error::config("rqvae.decay", self.decay, "0 to below 1"));
+        }
+        if !(0.0..=1.0).contains(&self.unique_target) {
+            let expected = "0 to 1";
+            return Err(Error::config("rqvae.unique_target", self.unique_target, expected));
+        }
+        if self.min_steps > 1_000_000 {
+            return Err(Error::config("rqvae.min_steps", self.min_steps, "at most 1000000"));
+        }
         if !(0.0..=1.0).contains(&self.reset_until) {
             return Err(Error::config("rqvae.reset_until", self.reset_until, "0 to 1"));
         }
         Ok(())
+    }
+
+    /// Epochs over `items` that make up enough steps.
+    pub(super) fn epochs_over(&self, items: usize) -> usize {
+        let steps = items.div_ceil(self.batch_size).max(1);
+        self.epochs.max(self.min_steps.div_ceil(steps))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_catalogues_get_more_epochs() {
+        let config = RqVaeConfig::default();
+        assert_eq!(config.epochs_over(12_101), 80);
+        assert_eq!(config.epochs_over(3000), 320);
+        assert_eq!(config.epochs_over(5), 960);
+        assert_eq!(config.epochs_over(1_000_000), 80);
     }
 }

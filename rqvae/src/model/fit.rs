@@ -1,9 +1,9 @@
 //! Training of the RQ-VAE.
 //!
 //! Codebooks start from k-means, level by level on residuals. While they form, codes without an item are set to
-//! residuals of random items; afterwards the weights with most distinct code tuples are kept, then those with the
-//! least error.
+//! residuals of random items. In the second half the weights are judged now and then, and the best are kept.
 
+use super::averages::Averages;
 use super::config::RqVaeConfig;
 use super::optim::AdamW;
 use super::rqvae::{RqVae, SHARD, Shard};
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 const STAGE: &str = "rqvae";
 const INIT_ITERATIONS: usize = 20;
 
-/// Fits a network to standardised content (items, dim).
+/// Fits a network to standardised content (items, dim), whose rows come in the order of a hash of their content.
 pub(super) fn fit(
     config: &QuantizerConfig,
     content: &[f32],
@@ -27,113 +27,148 @@ pub(super) fn fit(
     let rng = SeededRng::new(config.seed);
     let (options, levels, size) = (&config.rqvae, config.levels, config.codebook_size as usize);
     let items = content.len() / dim;
+    let total = options.epochs_over(items);
     let mut model = RqVae::new(options, dim, levels, size, &rng);
     init_codebooks(&mut model, config, content, &rng);
 
     let mut optim = AdamW::new(model.params.len(), options.weight_decay);
+    let mut averages = Averages::new(options.decay, &model.codebooks, options.latent_dim);
     let mut shards: Vec<Shard> = Vec::new();
     shards.resize_with(options.batch_size.min(items).div_ceil(SHARD), Shard::default);
     let mut order: Vec<u32> = (0..items as u32).collect();
-    let last_reset = (options.epochs as f64 * options.reset_until) as usize;
-    let mut best: Option<(usize, f64, Vec<f32>)> = None;
-    for epoch in 0..options.epochs {
-        order.shuffle(&mut rng.stream_at("shuffle", epoch as u64));
-        let learning_rate = learning_rate(options, epoch);
-        let mut used = vec![vec![false; size]; levels];
+    let last_reset = (total as f64 * options.reset_until) as usize;
+    let mut best: Option<(Judgement, RqVae)> = None;
+    for done in 1..=total {
+        order.shuffle(&mut rng.stream_at("shuffle", done as u64));
+        let learning_rate = learning_rate(options, done - 1, total);
+        let mut used = vec![false; levels * size];
         let mut loss = 0.0;
         for batch in order.chunks(options.batch_size) {
-            let norms: Vec<Vec<f32>> = (0..levels)
-                .map(|level| squared_norms(&model.params[model.codebook(level)], model.latent_dim()))
-                .collect();
+            let norms = squared_norms(&model.codebooks, options.latent_dim);
             let scale = 1.0 / batch.len() as f32;
             let active = &mut shards[..batch.len().div_ceil(SHARD)];
             active.par_iter_mut().zip(batch.par_chunks(SHARD)).for_each(|(shard, rows)| {
                 shard.x.clear();
-                rows.iter().for_each(|&i| shard.x.extend_from_slice(&content[i as usize * dim..][..dim]));
+                for &i in rows {
+                    shard.x.extend_from_slice(&content[i as usize * dim..][..dim]);
+                }
                 model.backward(shard, &norms, scale);
             });
             let batch_loss: f64 = active.iter().map(|shard| shard.loss).sum();
             if !batch_loss.is_finite() {
-                return Err(Error::NonFinite { what: "loss of the RQ-VAE".into(), step: epoch as u64 });
+                return Err(Error::NonFinite { what: "loss of the RQ-VAE".into(), step: done as u64 });
             }
             loss += batch_loss;
             for shard in &*active {
-                for (used, codes) in used.iter_mut().zip(&shard.codes) {
-                    codes.iter().for_each(|&code| used[usize::from(code)] = true);
-                }
+                used.iter_mut().zip(&shard.counts).for_each(|(used, count)| *used |= *count > 0.0);
             }
             let grads: Vec<&[f32]> = active.iter().map(|shard| &shard.grads[..]).collect();
             optim.step(&mut model.params, &grads, learning_rate);
+            let chosen: Vec<_> = active.iter().map(|shard| (&shard.counts[..], &shard.sums[..])).collect();
+            averages.update(&mut model.codebooks, &chosen);
         }
-        let done = epoch + 1;
-        let resets = options.reset_every > 0 && done.is_multiple_of(options.reset_every) && done <= last_reset;
-        if resets {
-            revive(&mut model, &mut optim, &used, &shards[0], &mut rng.stream_at("revive", epoch as u64));
+        if options.reset_every > 0 && done.is_multiple_of(options.reset_every) && done <= last_reset {
+            let mut draw = rng.stream_at("revive", done as u64);
+            revive(&mut model, &mut averages, &used, &shards[0].residuals, &mut draw);
         }
-        let judge = done > last_reset && (done - last_reset).is_multiple_of(options.check_every);
-        if judge || done == options.epochs {
-            let (unique, error) = judgement(&model, content);
-            tracing::debug!(epoch = done, unique, error, dead = dead(&used), "RQ-VAE judged");
-            if best.as_ref().is_none_or(|(u, e, _)| (unique, -error) > (*u, -*e)) {
-                best = Some((unique, error, model.params.clone()));
+        if done == total || (done >= total.div_ceil(2) && done.is_multiple_of(options.check_every)) {
+            let judgement = Judgement::of(&model, content, options.unique_target);
+            let dead = used.iter().filter(|used| !**used).count();
+            tracing::debug!(epoch = done, unique = judgement.unique, error = judgement.error, dead, "judged");
+            if best.as_ref().is_none_or(|(best, _)| judgement.beats(best)) {
+                best = Some((judgement, model.clone()));
             }
         }
-        let loss = Some(loss / items as f64);
-        progress(FitProgress { stage: STAGE, done, total: options.epochs, loss });
+        progress(FitProgress { stage: STAGE, done, total, loss: Some(loss / items as f64) });
     }
-    if let Some((.., params)) = best {
-        model.params = params;
-    }
-    Ok(model)
+    Ok(best.map_or(model, |(_, model)| model))
 }
 
 /// Constant for two thirds of the epochs, then half a cosine down to a hundredth.
-fn learning_rate(options: &RqVaeConfig, epoch: usize) -> f32 {
-    let part = epoch as f32 / options.epochs as f32;
-    let fall = ((part - 2.0 / 3.0) * 3.0).max(0.0);
+fn learning_rate(options: &RqVaeConfig, epoch: usize, total: usize) -> f32 {
+    let fall = ((epoch as f32 / total as f32 - 2.0 / 3.0) * 3.0).max(0.0);
     options.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + (std::f32::consts::PI * fall).cos()))
 }
 
 fn init_codebooks(model: &mut RqVae, config: &QuantizerConfig, content: &[f32], rng: &SeededRng) {
     let limit = config.rkmeans.items_per_code.max(1).saturating_mul(config.codebook_size as usize);
-    let dim = model.content_dim();
-    // Rows come in an order that a hash of their content decides, so the first ones are a random draw.
-    let mut residuals = model.encode(&content[..content.len().min(limit * dim)]);
+    let limit = limit.saturating_mul(model.content_dim()).min(content.len());
+    // Rows come in the order of a hash, so the first ones are a random draw.
+    let mut residuals = model.encode(&content[..limit]);
     for level in 0..config.levels {
-        let config = KmeansConfig {
+        let kmeans = KmeansConfig {
             k: config.codebook_size as usize,
             iterations: INIT_ITERATIONS,
             tolerance: 1e-3,
             seed: rng.key("codebook", level as u64),
         };
-        let (centroids, _) = lloyd(&residuals, model.latent_dim(), &config);
+        let (centroids, _) = lloyd(&residuals, model.latent_dim(), &kmeans);
         let range = model.codebook(level);
-        model.params[range].copy_from_slice(&centroids);
+        model.codebooks[range].copy_from_slice(&centroids);
         residuals = ResidualQuantizer::new(model.latent_dim(), vec![centroids]).quantize(&residuals).1;
     }
 }
 
-/// Sets every code that no item took to the residual of a random row of `shard`.
-fn revive(model: &mut RqVae, optim: &mut AdamW, used: &[Vec<bool>], shard: &Shard, rng: &mut impl Rng) {
-    let dim = model.latent_dim();
-    for (level, (used, residuals)) in used.iter().zip(&shard.residuals).enumerate() {
-        for code in (0..used.len()).filter(|&code| !used[code]) {
-            let row = rng.random_range(0..residuals.len() / dim);
-            let range = model.codeword(level, code);
-            model.params[range.clone()].copy_from_slice(&residuals[row * dim..][..dim]);
-            optim.forget(range);
+/// Sets every codeword that no item took to a random one of `residuals`, per level (rows, dim).
+fn revive(model: &mut RqVae, averages: &mut Averages, used: &[bool], residuals: &[Vec<f32>], rng: &mut impl Rng) {
+    let (dim, size) = (model.latent_dim(), used.len() / residuals.len());
+    for place in (0..used.len()).filter(|&place| !used[place]) {
+        let residuals = &residuals[place / size];
+        let row = rng.random_range(0..residuals.len() / dim);
+        let residual = &residuals[row * dim..][..dim];
+        model.codebooks[place * dim..][..dim].copy_from_slice(residual);
+        averages.restart(place, residual);
+    }
+}
+
+/// How good weights are.
+#[derive(Debug, Clone, Copy)]
+struct Judgement {
+    /// Distinct code tuples.
+    unique: usize,
+    /// Mean squared error of the reconstruction per item.
+    error: f64,
+    enough: bool,
+}
+
+impl Judgement {
+    fn of(model: &RqVae, content: &[f32], target: f64) -> Self {
+        let (codes, reconstruction) = model.round_trip(content);
+        let squares = reconstruction.iter().zip(content).map(|(y, x)| f64::from(y - x).powi(2));
+        let error = squares.sum::<f64>() / codes.rows() as f64;
+        let SidStats { unique_prefixes: unique, unique_fraction, .. } = SidStats::of(&codes, &[]);
+        Self { unique, error, enough: unique_fraction >= target }
+    }
+
+    fn beats(&self, other: &Self) -> bool {
+        match (self.enough, other.enough) {
+            (true, true) => self.error < other.error,
+            (true, false) => true,
+            (false, true) => false,
+            (false, false) => (self.unique, -self.error) > (other.unique, -other.error),
         }
     }
 }
 
-fn dead(used: &[Vec<bool>]) -> usize {
-    used.iter().flatten().filter(|used| !**used).count()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Distinct code tuples, and mean squared error of the reconstruction per item.
-fn judgement(model: &RqVae, content: &[f32]) -> (usize, f64) {
-    let (codes, reconstruction) = model.round_trip(content);
-    let squares = reconstruction.iter().zip(content).map(|(y, x)| f64::from(y - x).powi(2));
-    let error = squares.sum::<f64>() / codes.rows() as f64;
-    (SidStats::of(&codes, &[]).unique_prefixes, error)
+    #[test]
+    fn enough_distinct_codes_first_then_the_least_error() {
+        let judged = |unique, error, enough| Judgement { unique, error, enough };
+        assert!(judged(97, 5.0, true).beats(&judged(99, 6.0, true)));
+        assert!(judged(97, 9.0, true).beats(&judged(96, 1.0, false)));
+        assert!(!judged(96, 1.0, false).beats(&judged(97, 9.0, true)));
+        assert!(judged(95, 9.0, false).beats(&judged(94, 1.0, false)));
+        assert!(judged(95, 1.0, false).beats(&judged(95, 9.0, false)));
+    }
+
+    #[test]
+    fn the_learning_rate_falls_in_the_last_third() {
+        let options = RqVaeConfig::default();
+        let at = |epoch| learning_rate(&options, epoch, 90) / options.learning_rate;
+        assert!((at(0) - 1.0).abs() < 1e-6 && (at(60) - 1.0).abs() < 1e-6);
+        assert!(at(75) < 0.6 && at(89) < 0.02);
+    }
 }

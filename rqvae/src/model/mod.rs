@@ -1,5 +1,6 @@
 //! The RQ-VAE: encoder, residual quantiser and decoder, trained together.
 
+mod averages;
 mod config;
 mod fit;
 mod mlp;

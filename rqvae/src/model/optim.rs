@@ -3,7 +3,6 @@
 //! Paper: Loshchilov and Hutter 2019, alg. 2; Kingma and Ba 2015 for the betas and epsilon.
 
 use rayon::prelude::*;
-use std::ops::Range;
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
@@ -48,12 +47,6 @@ impl AdamW {
                 }
             },
         );
-    }
-
-    /// Forgets the past of the parameters in `range`.
-    pub(super) fn forget(&mut self, range: Range<usize>) {
-        self.first[range.clone()].fill(0.0);
-        self.second[range].fill(0.0);
     }
 }
 

@@ -1,9 +1,9 @@
 //! Encoder, residual quantiser, decoder, and the gradients of their loss.
 //!
 //! Shapes: content (rows, `content_dim`) -> latent (rows, `latent_dim`) -> codes (rows, levels), reconstruction.
-//! Loss: |x - x_hat|^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2, summed over dimensions, mean over rows.
+//! Loss: |x - x_hat|^2 + sum_l beta |r_l - sg(e_l)|^2, summed over dimensions, mean over rows.
 //! Paper: Rajput et al. 2023 (TIGER), sec. 3.1; van den Oord et al. 2017 for the straight-through gradient.
-//! Deviations: a residual passes its gradient to the latent only, not to the codewords of the levels above.
+//! Deviations: the codewords e_l follow moving averages of their residuals instead of |sg(r_l) - e_l|^2.
 
 use super::config::RqVaeConfig;
 use super::mlp::{Mlp, Tape};
@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Rows that one thread works on at a time: a shard.
 pub(super) const SHARD: usize = crate::cluster::BLOCK;
 
-/// The network, its parameters in one flat vector.
+/// The network: the weights of both towers in one flat vector, the codebooks of all levels in another.
 #[derive(Debug, Clone)]
 pub struct RqVae {
     content_dim: usize,
@@ -26,8 +26,8 @@ pub struct RqVae {
     beta: f32,
     encoder: Mlp,
     decoder: Mlp,
-    codebooks: usize,
     pub(super) params: Vec<f32>,
+    pub(super) codebooks: Vec<f32>,
 }
 
 /// Buffers of one shard of a training step.
@@ -43,7 +43,10 @@ pub(super) struct Shard {
     flow: Vec<f32>,
     spare: Vec<f32>,
     pub(super) grads: Vec<f32>,
-    /// Sums over rows of the loss and of the squared error of the reconstruction.
+    /// How many rows chose each codeword, and the sums of their residuals: (codewords,) and (codewords, dim).
+    pub(super) counts: Vec<f32>,
+    pub(super) sums: Vec<f32>,
+    /// Sum over rows.
     pub(super) loss: f64,
 }
 
@@ -57,12 +60,12 @@ impl RqVae {
         let encoder = Mlp::new(&widths, &mut offset);
         widths.reverse();
         let decoder = Mlp::new(&widths, &mut offset);
-        let codebooks = offset;
-        let mut params = vec![0.0; offset + levels * size * config.latent_dim];
+        let mut params = vec![0.0; offset];
+        let codebooks = vec![0.0; levels * size * config.latent_dim];
         encoder.init(&mut params, &mut rng.stream("encoder"));
         decoder.init(&mut params, &mut rng.stream("decoder"));
         let RqVaeConfig { latent_dim, beta, .. } = *config;
-        Self { content_dim, latent_dim, levels, codebook_size: size, beta, encoder, decoder, codebooks, params }
+        Self { content_dim, latent_dim, levels, codebook_size: size, beta, encoder, decoder, params, codebooks }
     }
 
     /// Width of the content.
@@ -77,25 +80,18 @@ impl RqVae {
 
     /// Number of parameters, codebooks included.
     pub fn parameters(&self) -> usize {
-        self.params.len()
+        self.params.len() + self.codebooks.len()
     }
 
-    /// Place of the codebook of `level` among the parameters.
+    /// Place of the codebook of `level` among the codebooks.
     pub(super) fn codebook(&self, level: usize) -> Range<usize> {
         let len = self.codebook_size * self.latent_dim;
-        let start = self.codebooks + level * len;
-        start..start + len
-    }
-
-    /// Place of one codeword among the parameters.
-    pub(super) fn codeword(&self, level: usize, code: usize) -> Range<usize> {
-        let start = self.codebook(level).start + code * self.latent_dim;
-        start..start + self.latent_dim
+        level * len..(level + 1) * len
     }
 
     /// The codebooks as a stack.
     pub(crate) fn quantizer(&self) -> ResidualQuantizer {
-        let codebooks = (0..self.levels).map(|level| self.params[self.codebook(level)].to_vec()).collect();
+        let codebooks = (0..self.levels).map(|level| self.codebooks[self.codebook(level)].to_vec()).collect();
         ResidualQuantizer::new(self.latent_dim, codebooks)
     }
 
@@ -126,55 +122,59 @@ impl RqVae {
         out
     }
 
-    /// Loss and gradients of the rows in `shard.x`, scaled by `scale` (1 over the rows of the batch).
-    /// `norms` are the squared norms of the codewords of each level.
-    pub(super) fn backward(&self, shard: &mut Shard, norms: &[Vec<f32>], scale: f32) {
+    /// Loss of the rows in `shard.x`, what they add to the averages of the codewords, and gradients of the weights,
+    /// scaled by `scale` (1 over the rows of the batch). `norms` are the squared norms of all codewords.
+    pub(super) fn backward(&self, shard: &mut Shard, norms: &[f32], scale: f32) {
+        let (dim, size) = (self.latent_dim, self.codebook_size);
         let rows = shard.x.len() / self.content_dim;
-        let dim = self.latent_dim;
-        shard.grads.resize(self.params.len(), 0.0);
-        shard.grads[self.codebooks..].fill(0.0);
-        shard.residuals.resize_with(self.levels, Vec::new);
-        shard.codes.resize_with(self.levels, Vec::new);
-        self.encoder.forward(&self.params, &shard.x, rows, &mut shard.encoded);
-        let latent = shard.encoded.last().map_or(&[][..], Vec::as_slice);
+        let Shard { x, encoded, decoded, quantized, residuals, codes, scores, flow, spare, grads, counts, sums, loss } =
+            shard;
+        grads.resize(self.params.len(), 0.0);
+        counts.clear();
+        counts.resize(norms.len(), 0.0);
+        sums.clear();
+        sums.resize(self.codebooks.len(), 0.0);
+        residuals.resize_with(self.levels, Vec::new);
+        codes.resize_with(self.levels, Vec::new);
+        *loss = 0.0;
+
+        self.encoder.forward(&self.params, x, rows, encoded);
+        let latent = encoded.last().map_or(&[][..], Vec::as_slice);
         let mut running = latent.to_vec();
         let mut commitment = vec![0.0; rows * dim];
-        let mut loss = 0.0;
         for level in 0..self.levels {
-            let place = self.codebook(level);
-            let codebook = &self.params[place.clone()];
-            let codes = &mut shard.codes[level];
+            let codebook = &self.codebooks[self.codebook(level)];
+            let codes = &mut codes[level];
             codes.resize(rows, 0);
-            shard.residuals[level].clone_from(&running);
-            nearest_in_block(&running, dim, codebook, &norms[level], &mut shard.scores, codes);
-            let grads = &mut shard.grads[place];
-            for ((&code, r), c) in codes.iter().zip(running.chunks_exact_mut(dim)).zip(commitment.chunks_exact_mut(dim))
-            {
-                let at = usize::from(code) * dim;
-                let codeword = &codebook[at..at + dim];
-                for (((r, e), g), c) in r.iter_mut().zip(codeword).zip(&mut grads[at..at + dim]).zip(c) {
+            residuals[level].clone_from(&running);
+            nearest_in_block(&running, dim, codebook, &norms[level * size..][..size], scores, codes);
+            let vectors = running.chunks_exact_mut(dim).zip(commitment.chunks_exact_mut(dim));
+            for (&code, (r, c)) in codes.iter().zip(vectors) {
+                let codeword = &codebook[usize::from(code) * dim..][..dim];
+                let place = level * size + usize::from(code);
+                counts[place] += 1.0;
+                let sum = &mut sums[place * dim..][..dim];
+                for (((r, e), sum), c) in r.iter_mut().zip(codeword).zip(sum).zip(c) {
+                    *sum += *r;
                     *r -= e; // r_l - e_l, the residual of the next level
-                    *g -= 2.0 * scale * *r;
                     *c += 2.0 * scale * self.beta * *r;
-                    loss += f64::from((1.0 + self.beta) * *r * *r);
+                    *loss += f64::from(self.beta * *r * *r);
                 }
             }
         }
-        shard.quantized.clear();
-        shard.quantized.extend(latent.iter().zip(&running).map(|(z, r)| z - r));
-        self.decoder.forward(&self.params, &shard.quantized, rows, &mut shard.decoded);
-        let reconstruction = shard.decoded.last().map_or(&[][..], Vec::as_slice);
-        shard.flow.clear();
-        shard.flow.extend(reconstruction.iter().zip(&shard.x).map(|(y, x)| {
-            loss += f64::from((y - x) * (y - x));
+        quantized.clear();
+        quantized.extend(latent.iter().zip(&running).map(|(z, r)| z - r));
+        self.decoder.forward(&self.params, quantized, rows, decoded);
+        let reconstruction = decoded.last().map_or(&[][..], Vec::as_slice);
+        flow.clear();
+        flow.extend(reconstruction.iter().zip(&*x).map(|(y, x)| {
+            *loss += f64::from((y - x) * (y - x));
             2.0 * scale * (y - x)
         }));
-        let Shard { x, encoded, decoded, quantized, flow, spare, grads, .. } = shard;
         self.decoder.backward(&self.params, quantized, rows, decoded, flow, spare, grads, true);
         // Straight through: the latent gets the gradient of its quantised self.
         flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c);
         self.encoder.backward(&self.params, x, rows, encoded, flow, spare, grads, false);
-        shard.loss = loss;
     }
 
     fn layout(&self) -> Vec<(String, Vec<usize>, usize)> {
@@ -209,7 +209,7 @@ impl RqVae {
         }
         for level in 0..sizes.len() {
             let range = model.codebook(level);
-            model.params[range].copy_from_slice(&artefact.f32s(&format!("codebook.{level}"))?.1);
+            model.codebooks[range].copy_from_slice(&artefact.f32s(&format!("codebook.{level}"))?.1);
         }
         Ok(model)
     }
@@ -238,47 +238,45 @@ mod tests {
         let rng = SeededRng::new(11);
         let mut model = RqVae::new(&config, CONTENT, 2, 4, &rng);
         let mut draw = rng.stream("test");
-        let start = model.codebook(0).start;
-        model.params[start..].iter_mut().for_each(|p| *p = draw.random::<f32>() - 0.5);
+        model.codebooks.iter_mut().for_each(|e| *e = draw.random::<f32>() - 0.5);
         let x = (0..CONTENT * ROWS).map(|_| draw.random::<f32>() * 2.0 - 1.0).collect();
         (model, x)
     }
 
-    fn norms(model: &RqVae) -> Vec<Vec<f32>> {
-        (0..model.levels).map(|l| squared_norms(&model.params[model.codebook(l)], LATENT)).collect()
+    fn pass(model: &RqVae, x: &[f32]) -> Shard {
+        let mut shard = Shard { x: x.to_vec(), ..Shard::default() };
+        model.backward(&mut shard, &squared_norms(&model.codebooks, LATENT), 1.0 / ROWS as f32);
+        shard
+    }
+
+    /// Quantised latents of `base`, from its codes.
+    fn quantized(base: &RqVae, codes: &[Vec<Code>]) -> Vec<f32> {
+        let flat = (0..ROWS).flat_map(|i| codes.iter().map(move |codes| codes[i])).collect();
+        base.quantizer().lookup(&CodeMatrix::new(codes.len(), flat).unwrap())
     }
 
     /// The loss with everything under a stop-gradient held at `base`: what the gradients are the derivative of.
     fn surrogate(model: &RqVae, base: &RqVae, x: &[f32], codes: &[Vec<Code>]) -> f64 {
         let square = |a: f32| f64::from(a).powi(2);
         let (z, z0) = (model.encode(x), base.encode(x));
-        let (mut r, mut r0) = (z.clone(), z0.clone());
         let mut loss = 0.0;
-        for (level, codes) in codes.iter().enumerate() {
-            for (row, &code) in codes.iter().enumerate() {
-                let e = &model.params[model.codeword(level, usize::from(code))];
-                let e0 = &base.params[model.codeword(level, usize::from(code))];
-                for d in 0..LATENT {
-                    let i = row * LATENT + d;
-                    loss += square(r0[i] - e[d]) + f64::from(model.beta) * square(r[i] - e0[d]);
-                    r[i] -= e0[d];
-                    r0[i] -= e0[d];
-                }
-            }
+        for levels in 1..=codes.len() {
+            let held = quantized(base, &codes[..levels]);
+            loss += f64::from(model.beta) * z.iter().zip(&held).map(|(z, e)| square(z - e)).sum::<f64>();
         }
-        let quantized: Vec<f32> = z.iter().zip(&r0).map(|(z, r0)| z - r0).collect();
-        let reconstruction = model.decode(&quantized);
-        let rows = x.len() / CONTENT;
-        (loss + reconstruction.iter().zip(x).map(|(y, x)| square(y - x)).sum::<f64>()) / rows as f64
+        let held = quantized(base, codes);
+        let through: Vec<f32> = z.iter().zip(&z0).zip(&held).map(|((z, z0), e)| z + (e - z0)).collect();
+        let reconstruction = model.decode(&through);
+        (loss + reconstruction.iter().zip(x).map(|(y, x)| square(y - x)).sum::<f64>()) / ROWS as f64
     }
 
     #[test]
     fn gradients_equal_central_differences() {
         let (model, x) = tiny();
-        let mut shard = Shard { x: x.clone(), ..Shard::default() };
-        model.backward(&mut shard, &norms(&model), 1.0 / ROWS as f32);
+        let shard = pass(&model, &x);
+        let loss = shard.loss / ROWS as f64;
         let base = surrogate(&model, &model, &x, &shard.codes);
-        assert!((base - shard.loss / ROWS as f64).abs() < 1e-5, "{base} {}", shard.loss / ROWS as f64);
+        assert!((base - loss).abs() < 1e-5, "{base} {loss}");
         for i in 0..model.params.len() {
             let loss_at = |delta: f32| {
                 let mut other = model.clone();
@@ -290,25 +288,36 @@ mod tests {
             assert!((found - expected).abs() < 2e-3 + 0.01 * expected.abs(), "{i}: {found}, not {expected}");
         }
         // Single units may be silent, whole tensors may not.
-        let mut tensors = model.layout();
-        tensors.extend((0..2).map(|l| (format!("codebook.{l}"), vec![4, LATENT], model.codebook(l).start)));
-        for (name, shape, at) in tensors {
+        for (name, shape, at) in model.layout() {
             let grads = &shard.grads[at..at + shape.iter().product::<usize>()];
             assert!(grads.iter().any(|g| *g != 0.0), "{name} has no gradient");
         }
     }
 
     #[test]
+    fn counts_and_sums_are_those_of_the_codes() {
+        let (model, x) = tiny();
+        let shard = pass(&model, &x);
+        let latent = model.encode(&x);
+        for code in 0..4 {
+            let rows: Vec<usize> = (0..ROWS).filter(|&i| shard.codes[0][i] == code).collect();
+            let place = usize::from(code);
+            assert_eq!(shard.counts[place], rows.len() as f32);
+            for d in 0..LATENT {
+                let sum: f32 = rows.iter().map(|i| latent[i * LATENT + d]).sum();
+                assert!((shard.sums[place * LATENT + d] - sum).abs() < 1e-4);
+            }
+        }
+        assert_eq!(shard.counts[4..].iter().sum::<f32>(), ROWS as f32);
+    }
+
+    #[test]
     fn shards_add_up() {
         let (model, x) = tiny();
-        let grads = |rows: Range<usize>| {
-            let x = x[rows.start * CONTENT..rows.end * CONTENT].to_vec();
-            let mut shard = Shard { x, ..Shard::default() };
-            model.backward(&mut shard, &norms(&model), 1.0 / ROWS as f32);
-            shard.grads
-        };
-        for ((all, a), b) in grads(0..ROWS).into_iter().zip(grads(0..40)).zip(grads(40..ROWS)) {
+        let (all, a, b) = (pass(&model, &x), pass(&model, &x[..40 * CONTENT]), pass(&model, &x[40 * CONTENT..]));
+        for ((all, a), b) in all.grads.iter().zip(&a.grads).zip(&b.grads) {
             assert!((all - a - b).abs() < 1e-5);
         }
+        assert!((all.loss - a.loss - b.loss).abs() < 1e-4);
     }
 }

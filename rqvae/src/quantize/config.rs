@@ -129,6 +129,7 @@ mod tests {
             hidden: vec![24, 16],
             latent_dim: 8,
             epochs: 24,
+            min_steps: 0,
             batch_size: 64,
             check_every: 6,
             ..RqVaeConfig::default()
