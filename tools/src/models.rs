@@ -57,7 +57,7 @@ impl RunConfig {
                     batch_size: 128,
                     learning_rate: 2e-3,
                     warmup_steps: 100,
-                    max_epochs: 40,
+                    max_epochs: 20,
                     eval_users: 2000,
                     ..train
                 },

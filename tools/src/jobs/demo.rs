@@ -119,7 +119,6 @@ fn configs(job: &DemoJob) -> Result<[RunConfig; 3]> {
 /// Runs the demo and returns its report.
 pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoReport> {
     prepare(&job.out)?;
-    let began = Instant::now();
     let interrupted = || interrupt.signal().is_some();
     let check = || match interrupt.signal() {
         Some(signal) => Err(fault(Fault::Interrupted(signal), "interrupted")),
@@ -244,7 +243,6 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
     check()?;
     curves.push(curve("rqt, cold start", &found.records));
     timing.push("cold_start", clock.elapsed().as_secs_f64());
-    timing.push("total", began.elapsed().as_secs_f64());
 
     let mut models = Ordered::default();
     for row in &tables[0].rows {
