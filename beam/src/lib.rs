@@ -1,7 +1,7 @@
 //! The set of valid semantic IDs as a trie, and search over it.
 //!
 //! Rooms: [`Trie`] (which IDs exist, and which of them a request may see: [`LiveMask`]), [`StepScorer`] (the model as
-//! search sees it), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`] is
+//! search sees it; [`Guided`] adds a second opinion on items), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`] is
 //! the reference) and [`oracle`] (no pruning: slow and obviously right).
 //!
 //! ```
@@ -28,6 +28,7 @@
 //! ```
 
 mod error;
+mod guide;
 mod kernel;
 pub mod oracle;
 mod order;
@@ -36,6 +37,7 @@ mod search;
 mod trie;
 
 pub use error::{BoxError, Error, Result};
+pub use guide::Guided;
 pub use kernel::{BeamKernel, CpuBeams, CpuKernel, Scores};
 pub use order::CandidateKey;
 pub use scorer::{PrefixScorer, StepScorer};

@@ -32,7 +32,17 @@ fn histories() -> Histories {
 
 fn rqt(seed: u64) -> (Rqt, Parameters) {
     let params = Parameters::new(seed);
-    let config = RqtConfig { dim: 16, heads: 2, head_dim: 8, hidden: 32, item_embedding: true, ..RqtConfig::default() };
+    (Rqt::new(&small_rqt(), features(), &params.builder()).unwrap(), params)
+}
+
+fn small_rqt() -> RqtConfig {
+    RqtConfig { dim: 16, heads: 2, head_dim: 8, hidden: 32, item_embedding: true, ..RqtConfig::default() }
+}
+
+/// With everything that the presets switch on.
+fn guided_rqt(seed: u64) -> (Rqt, Parameters) {
+    let params = Parameters::new(seed);
+    let config = RqtConfig { valid_only: true, dense_weight: 1.0, guide: 0.5, ..small_rqt() };
     (Rqt::new(&config, features(), &params.builder()).unwrap(), params)
 }
 
@@ -77,6 +87,8 @@ fn gradients_reach_every_parameter() {
     let samples = samples(&split, 20);
     let (model, params) = rqt(1);
     every_parameter_learns(&RqtObjective { model: &model, windows: &windows }, &params);
+    let (model, params) = guided_rqt(1);
+    every_parameter_learns(&RqtObjective { model: &model, windows: &windows }, &params);
     let (model, params) = tiger(1);
     every_parameter_learns(&TigerObjective { model: &model, samples: &samples }, &params);
     let (model, params) = sasrec(1);
@@ -101,12 +113,17 @@ fn a_history_scores_the_same_alone_and_in_a_padded_batch() {
     let histories = histories();
     let some: Vec<&[ItemIdx]> = histories.iter().take(12).collect();
     let (rqt, _) = rqt(2);
+    let (guided, _) = guided_rqt(2);
     let (tiger, _) = tiger(2);
     let (sasrec, _) = sasrec(2);
     let trie = Trie::build(features().sids()).unwrap();
     let dense = SasRecRetriever::new(&sasrec, (0..u64::from(ITEMS)).collect());
-    let retrievers: [&dyn Retriever; 3] =
-        [&Generative::new(&rqt, &trie, 64), &Generative::new(&tiger, &trie, 64), &dense];
+    let retrievers: [&dyn Retriever; 4] = [
+        &Generative::new(&rqt, &trie, 64),
+        &Generative::new(&guided, &trie, 64),
+        &Generative::new(&tiger, &trie, 64),
+        &dense,
+    ];
     for retriever in retrievers {
         for (alone, padded) in lists(retriever, &some, false).iter().zip(lists(retriever, &some, true)) {
             assert_eq!(alone.len(), ITEMS as usize);
@@ -145,6 +162,48 @@ fn cached_decoding_equals_the_teacher_forced_pass() {
         let sample = crate::tiger::Sample { history: history.to_vec(), target };
         let loss = tiger.loss(&[&sample], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
         assert!((cached + loss).abs() < 1e-4, "tiger: {cached} {loss}");
+    }
+}
+
+/// Minus the loss of a target under `valid_only` is the score that search gives it, and the dense loss is the score that
+/// guidance alone gives it.
+#[test]
+fn search_scores_are_the_trained_probabilities() {
+    let trie = Trie::build(features().sids()).unwrap();
+    let history = [ItemIdx(3), ItemIdx(17), ItemIdx(9)];
+    let (model, _) = guided_rqt(3);
+    let query = [Query { history: &history, exclude: &[] }];
+    let list = |weight: f32| {
+        let mut list = Generative::new(&model, &trie, 64).with_guide(weight).retrieve(&query, 64).unwrap().remove(0);
+        list.sort_by_key(|scored| scored.item.0);
+        list
+    };
+    let (codes, mixed, items) = (list(0.0), list(0.25), list(1.0));
+    for target in [ItemIdx(0), ItemIdx(22), ItemIdx(39)] {
+        let path = history.iter().copied().chain([target]).collect();
+        let loss = model.loss(&[&Window { items: path, first_target: 2 }], Mode::Eval).unwrap();
+        let (p, m, q) =
+            (codes[target.0 as usize].score, mixed[target.0 as usize].score, items[target.0 as usize].score);
+        assert!((loss.to_scalar::<f32>().unwrap() + p + q).abs() < 1e-4, "{loss} {p} {q}");
+        assert!((m - 0.75 * p - 0.25 * q).abs() < 1e-4, "{m} {p} {q}");
+    }
+    for list in [codes, items] {
+        let total: f32 = list.iter().map(|scored| scored.score.exp()).sum();
+        assert!((total - 1.0).abs() < 1e-4, "probabilities of all items sum to {total}");
+    }
+}
+
+#[test]
+fn contradicting_options_are_named() {
+    let bad = [
+        (RqtConfig { guide: 0.5, ..RqtConfig::default() }, "guide"),
+        (RqtConfig { guide: 1.5, dense_weight: 1.0, ..RqtConfig::default() }, "guide"),
+        (RqtConfig { dense_weight: f32::NAN, ..RqtConfig::default() }, "dense_weight"),
+        (RqtConfig { valid_only: true, label_smoothing: 0.1, ..RqtConfig::default() }, "label_smoothing"),
+    ];
+    for (config, field) in bad {
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
     }
 }
 

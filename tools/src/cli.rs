@@ -7,6 +7,7 @@ use crate::error::{Fault, fault};
 use crate::interrupt::Interrupt;
 use crate::jobs::demo::DemoJob;
 use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
+use crate::jobs::train::Trained;
 use crate::jobs::{build_sids, inspect, recommend, train};
 use crate::models::RunConfig;
 use crate::progress::Stage;
@@ -304,6 +305,17 @@ struct RunArgs {
     /// Beams of the search
     #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(1..=1024))]
     beam: u32,
+    /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
+    #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
+    guide: Option<f32>,
+}
+
+impl RunArgs {
+    fn load(&self, catalogue: &Catalogue) -> Result<Trained> {
+        let Trained { model, seed } = train::load(&self.run, catalogue)?;
+        let model = model.with_guide(self.guide).map_err(|e| fault(Fault::Usage, format!("--guide: {e}")))?;
+        Ok(Trained { model, seed })
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -532,7 +544,7 @@ fn eval(args: &EvalArgs) -> Result<()> {
         return Err(fault(Fault::Usage, "--k: expected depths from 1 to 1000"));
     }
     let catalogue = Catalogue::open(&args.run.catalogue)?;
-    let trained = train::load(&args.run.run, &catalogue)?;
+    let trained = args.run.load(&catalogue)?;
     let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
     if args.ties != "file" {
         let seed = args.ties.strip_prefix("shuffle:").and_then(|seed| seed.parse().ok());
@@ -542,6 +554,7 @@ fn eval(args: &EvalArgs) -> Result<()> {
     }
     let width = args.run.beam as usize;
     let retriever = trained.model.retriever(&catalogue.trie, width, catalogue.keys.tie_hash());
+    let generative = trained.model.generative(&catalogue.trie, width);
     let question = Question {
         split: match args.split {
             SplitArg::Test => Split::Test,
@@ -549,7 +562,8 @@ fn eval(args: &EvalArgs) -> Result<()> {
         },
         k: args.k.iter().copied().max().unwrap_or(10) as usize,
         exclude_seen: args.seen == SeenArg::Exclude,
-        beam: trained.model.generative(&catalogue.trie, width).map(|_| width),
+        beam: generative.as_ref().map(|_| width),
+        score: generative.map_or_else(|| Ok("own".into()), |generative| generative.score_name())?,
         history_cap: Some(trained.model.config().history_cap()),
         ties: args.ties.clone(),
         seeds: vec![trained.seed],
@@ -580,7 +594,7 @@ fn recommend_all(args: &RecommendArgs) -> Result<()> {
         return Err(fault(Fault::Usage, format!("--out {}: expected .parquet, .csv or .jsonl", args.out.display())));
     }
     let catalogue = Catalogue::open(&args.run.catalogue)?;
-    let trained = train::load(&args.run.run, &catalogue)?;
+    let trained = args.run.load(&catalogue)?;
     let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
     let (k, beam) = (args.k as usize, args.run.beam as usize);
     let rows = recommend::recommend(&trained.model, &catalogue, &histories, k, beam)?;

@@ -39,6 +39,19 @@ pub struct RunConfig {
 /// Names that `--model` takes.
 pub const MODELS: [&str; 3] = ["rqt", "tiger", "sasrec"];
 
+/// What the presets of `rqt` share: item embeddings that are dropped at random, codes that compete among valid
+/// continuations, and a dense head that guides the search.
+fn guided() -> RqtConfig {
+    RqtConfig {
+        item_embedding: true,
+        item_dropout: 0.3,
+        valid_only: true,
+        dense_weight: 1.0,
+        guide: 0.8,
+        ..RqtConfig::default()
+    }
+}
+
 impl RunConfig {
     /// The defaults of `model`, or of one of its named presets.
     ///
@@ -48,11 +61,11 @@ impl RunConfig {
         let train = TrainConfig::default();
         let config = match (model, preset) {
             ("rqt", "default") => Self {
-                model: ModelConfig::Rqt(RqtConfig { item_embedding: true, dropout: 0.25, ..RqtConfig::default() }),
-                train: TrainConfig { learning_rate: 2e-3, max_epochs: 40, ..train },
+                model: ModelConfig::Rqt(guided()),
+                train: TrainConfig { max_epochs: 20, eval_every: 2, eval_users: 5000, ..train },
             },
             ("rqt", "demo") => Self {
-                model: ModelConfig::Rqt(RqtConfig { item_embedding: true, ..RqtConfig::default() }),
+                model: ModelConfig::Rqt(guided()),
                 train: TrainConfig {
                     batch_size: 128,
                     learning_rate: 2e-3,
@@ -67,7 +80,7 @@ impl RunConfig {
                 train: TrainConfig { batch_size: 128, learning_rate: 2e-3, max_epochs: 40, eval_users: 2000, ..train },
             },
             ("rqt", "quick") => Self {
-                model: ModelConfig::Rqt(RqtConfig { dim: 64, head_dim: 16, hidden: 256, ..RqtConfig::default() }),
+                model: ModelConfig::Rqt(RqtConfig { dim: 64, head_dim: 16, hidden: 256, ..guided() }),
                 train: TrainConfig {
                     learning_rate: 3e-3,
                     warmup_steps: 5,
@@ -163,6 +176,7 @@ pub struct Model {
     config: ModelConfig,
     network: Network,
     params: Parameters,
+    guide: Option<f32>,
 }
 
 enum TrainingData {
@@ -188,7 +202,7 @@ impl Model {
             ModelConfig::Tiger(config) => Network::Tiger(Tiger::new(config, features.clone(), &vb)?),
             ModelConfig::Sasrec(config) => Network::Sasrec(SasRec::new(config, features.len(), &vb)?),
         };
-        Ok(Self { config: config.clone(), network, params })
+        Ok(Self { config: config.clone(), network, params, guide: None })
     }
 
     /// Its configuration.
@@ -203,20 +217,42 @@ impl Model {
 
     /// How it is asked: beams of `width` over `trie` where it generates, all items at once where it does not.
     pub fn retriever<'a>(&'a self, trie: &'a Trie, width: usize, tie_hash: &[u64]) -> Box<dyn Retriever + 'a> {
-        match &self.network {
-            Network::Rqt(rqt) => Box::new(Generative::new(rqt, trie, width)),
-            Network::Tiger(tiger) => Box::new(Generative::new(tiger, trie, width)),
-            Network::Sasrec(sasrec) => Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))),
+        match (&self.network, self.generative(trie, width)) {
+            (Network::Sasrec(sasrec), _) => Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))),
+            (Network::Rqt(_) | Network::Tiger(_), Some(generative)) => Box::new(generative),
+            (Network::Rqt(_) | Network::Tiger(_), None) => unreachable!("both generate"),
         }
     }
 
     /// The generative face, where it has one.
     pub fn generative<'a>(&'a self, trie: &'a Trie, width: usize) -> Option<Generative<'a>> {
-        match &self.network {
-            Network::Rqt(rqt) => Some(Generative::new(rqt, trie, width)),
-            Network::Tiger(tiger) => Some(Generative::new(tiger, trie, width)),
-            Network::Sasrec(_) => None,
+        let generative = match &self.network {
+            Network::Rqt(rqt) => Generative::new(rqt, trie, width),
+            Network::Tiger(tiger) => Generative::new(tiger, trie, width),
+            Network::Sasrec(_) => return None,
+        };
+        Some(match self.guide {
+            Some(weight) => generative.with_guide(weight),
+            None => generative,
+        })
+    }
+
+    /// Searches with another weight of guidance than the configured one, where one is given.
+    ///
+    /// # Errors
+    /// The weight is no share, or the model has no dense head to guide with.
+    pub fn with_guide(mut self, weight: Option<f32>) -> Result<Self> {
+        if let Some(weight) = weight {
+            match &self.config {
+                ModelConfig::Rqt(config) => RqtConfig { guide: weight, ..config.clone() }.validate()?,
+                _ if weight == 0.0 => {}
+                other => {
+                    anyhow::bail!("guide {weight}: model `{}` has no dense head to guide its search", other.name())
+                }
+            }
+            self.guide = Some(weight);
         }
+        Ok(self)
     }
 
     /// Trains on `split`; at the end the parameters are the best ones unless it was interrupted.

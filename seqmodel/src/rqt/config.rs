@@ -32,6 +32,14 @@ pub struct RqtConfig {
     pub item_embedding: bool,
     /// Share of positions whose item embedding is left out in training, so that unseen items still work.
     pub item_dropout: f32,
+    /// Whether a code competes, in training and in search, only with those that continue its prefix to an ID of the
+    /// catalogue, instead of with all codes of its level.
+    pub valid_only: bool,
+    /// Weight of the dense loss: cross-entropy of the next item among all items, scored by inner products of the
+    /// position's state with the items' input vectors. 0: no dense head.
+    pub dense_weight: f32,
+    /// Weight of the dense head in the search, 0 (the code decoder alone) to 1; see [`beam::Guided`].
+    pub guide: f32,
 }
 
 impl Default for RqtConfig {
@@ -49,6 +57,9 @@ impl Default for RqtConfig {
             content: true,
             item_embedding: false,
             item_dropout: 0.2,
+            valid_only: false,
+            dense_weight: 0.0,
+            guide: 0.0,
         }
     }
 }
@@ -76,6 +87,23 @@ impl RqtConfig {
             if !(0.0..1.0).contains(&got) {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 to below 1".into() });
             }
+        }
+        if !(self.dense_weight >= 0.0 && self.dense_weight.is_finite()) {
+            let got = self.dense_weight.to_string();
+            return Err(Error::InvalidConfig { field: "dense_weight", got, expected: "0 or more".into() });
+        }
+        let most = if self.dense_weight > 0.0 { 1.0 } else { 0.0 };
+        if !(0.0..=most).contains(&self.guide) {
+            let expected = "0 to 1, and 0 without a dense head (dense_weight 0)".into();
+            return Err(Error::InvalidConfig { field: "guide", got: self.guide.to_string(), expected });
+        }
+        if self.valid_only && self.label_smoothing > 0.0 {
+            let expected = "0 with valid_only: smoothing spreads over codes that valid_only rules out".into();
+            return Err(Error::InvalidConfig {
+                field: "label_smoothing",
+                got: self.label_smoothing.to_string(),
+                expected,
+            });
         }
         Ok(())
     }

@@ -6,10 +6,15 @@ use crate::items::ItemFeatures;
 use crate::loss::cross_entropy;
 use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
 use crate::{Error, Result};
+use beam::Trie;
 use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::init::Init;
 use rqvae::{ItemIdx, Mode, mix};
+use std::sync::Arc;
+
+/// Added to the logit of a code that is ruled out; its exponential is 0 in f32.
+const RULED_OUT: f32 = -1e4;
 
 /// The model: immutable, its state lives in sessions.
 #[derive(Debug, Clone)]
@@ -30,6 +35,9 @@ pub struct Rqt {
     decoder: Vec<Block>,
     decoder_norm: RmsNorm,
     heads: Vec<Tensor>,
+    dense: Option<Linear>,
+    /// The IDs that codes compete within, where they do.
+    valid: Option<Arc<Trie>>,
 }
 
 impl Rqt {
@@ -83,6 +91,12 @@ impl Rqt {
             decoder: blocks("decoder", config.decoder_layers)?,
             decoder_norm: RmsNorm::new(dim, &vb.pp("decoder_norm"))?,
             heads,
+            dense: if config.dense_weight > 0.0 {
+                Some(Linear::new(dim, dim, (dim as f64).powf(-0.5), &vb.pp("dense"))?)
+            } else {
+                None
+            },
+            valid: if config.valid_only { Some(Arc::new(Trie::build(features.sids())?)) } else { None },
             config: config.clone(),
             features,
         })
@@ -107,8 +121,8 @@ impl Rqt {
         &self.decoder
     }
 
-    /// Padded histories, `seq` items each -> (batch, seq, dim); position `t` has seen the items up to `t`.
-    fn history(&self, items: &[Option<ItemIdx>], seq: usize, mode: Mode) -> Result<Tensor> {
+    /// Input vectors of items: codes, content and embedding, summed and normalised -> (items, dim).
+    fn represent(&self, items: &[Option<ItemIdx>], mode: Mode) -> Result<Tensor> {
         let levels = self.levels();
         let mut ids = Vec::with_capacity(items.len() * levels);
         for item in items {
@@ -128,7 +142,40 @@ impl Rqt {
         if let Some(table) = &self.items {
             x = (x + embedding_sum(table, self.item_rows(items, mode), 1)?)?;
         }
-        let x = self.input_norm.forward(&x)?.reshape(((), seq, self.config.dim))?;
+        Ok(self.input_norm.forward(&x)?)
+    }
+
+    /// Input vectors of the whole catalogue, which the dense head scores against -> (items, dim).
+    fn catalogue(&self, mode: Mode) -> Result<Tensor> {
+        let all: Vec<_> = (0..self.features.len() as u32).map(|item| Some(ItemIdx(item))).collect();
+        self.represent(&all, mode)
+    }
+
+    /// What the dense head scores against, computed once for many requests; `None` without a dense head:
+    /// -> (items, dim).
+    pub fn dense_table(&self) -> Result<Option<Tensor>> {
+        self.dense.as_ref().map(|_| self.catalogue(Mode::Eval)).transpose()
+    }
+
+    /// Logits of all items from states of [`Rqt::encode`] and the table of [`Rqt::dense_table`]:
+    /// (batch, dim), (items, dim) -> (batch, items).
+    ///
+    /// # Errors
+    /// The model has no dense head.
+    pub fn dense_scores(&self, states: &Tensor, table: &Tensor) -> Result<Tensor> {
+        let Some(dense) = &self.dense else {
+            return Err(Error::Mismatch {
+                what: "dense head".into(),
+                expected: "a model trained with dense_weight above 0".into(),
+                found: "none".into(),
+            });
+        };
+        Ok((project(&dense.forward(states)?, table)? * (self.config.dim as f64).powf(-0.5))?)
+    }
+
+    /// Padded histories, `seq` items each -> (batch, seq, dim); position `t` has seen the items up to `t`.
+    fn history(&self, items: &[Option<ItemIdx>], seq: usize, mode: Mode) -> Result<Tensor> {
+        let x = self.represent(items, mode)?.reshape(((), seq, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.bias.forward(seq, seq)?;
         for block in &self.blocks {
@@ -179,7 +226,32 @@ impl Rqt {
         Ok(project(&self.decoder_norm.forward(x)?, &self.heads[level])?)
     }
 
-    /// Mean over targets of the summed cross-entropy of their codes.
+    /// What is added to the logits of `level` so that codes which lead from the targets' prefixes to no item are out:
+    /// -> (targets, codes of the level).
+    fn ruled_out(&self, trie: &Trie, level: usize, targets: &[ItemIdx]) -> Result<Tensor> {
+        let width = self.features.spec().codes_at(level) as usize;
+        let mut mask = vec![RULED_OUT; targets.len() * width];
+        for (row, target) in mask.chunks_exact_mut(width).zip(targets) {
+            if let Some(node) = trie.find(&self.features.codes(*target)[..level]) {
+                trie.children(level, node).0.iter().for_each(|code| row[usize::from(*code)] = 0.0);
+            }
+        }
+        Ok(Tensor::from_vec(mask, (targets.len(), width), &Device::Cpu)?)
+    }
+
+    /// Cross-entropy of the targets among all items by the dense head, where there is one.
+    fn dense_loss(&self, states: &Tensor, targets: &[ItemIdx], mode: Mode) -> Result<Option<Tensor>> {
+        if self.dense.is_none() {
+            return Ok(None);
+        }
+        let table = dropout(&self.catalogue(mode)?, self.config.dropout, mode)?;
+        let scores = self.dense_scores(&dropout(states, self.config.dropout, mode)?, &table)?;
+        let rows = targets.iter().map(|target| target.0).collect();
+        let loss = cross_entropy(&scores, rows, self.config.label_smoothing)?;
+        Ok(Some((loss * f64::from(self.config.dense_weight))?))
+    }
+
+    /// Mean over targets of the summed cross-entropy of their codes, plus the weighted dense loss.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
         let (levels, dim) = (self.levels(), self.config.dim);
         let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
@@ -219,9 +291,12 @@ impl Rqt {
         for block in &self.decoder {
             x = block.forward(&x, None, &Keys::Causal, None, mode)?;
         }
-        let mut loss: Option<Tensor> = None;
+        let mut loss = self.dense_loss(&states, &targets, mode)?;
         for level in 0..levels {
-            let logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
+            let mut logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
+            if let Some(trie) = &self.valid {
+                logits = (logits + self.ruled_out(trie, level, &targets)?)?;
+            }
             let codes = targets.iter().map(|t| u32::from(self.features.codes(*t)[level])).collect();
             let term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
             loss = Some(match loss {

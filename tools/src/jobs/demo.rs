@@ -30,6 +30,9 @@ use std::time::Instant;
 /// Beams in the evaluation.
 const BEAM: usize = 50;
 
+/// Name of the row of the generative model searched by its codes alone, without guidance.
+const CODES_ALONE: &str = "rqt-codes";
+
 /// What `sidrec demo` takes.
 #[derive(Debug, Clone)]
 pub struct DemoJob {
@@ -188,13 +191,16 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
     let popular = Popular::fit(known.iter().copied(), ties);
     let itemknn = ItemKnn::fit(&known, ties);
     let content_knn = ContentKnn::new(&content, ContentKnn::DECAY, ties)?;
-    let retrievers: [Box<dyn Retriever + '_>; 5] = [
+    let mut retrievers: Vec<Box<dyn Retriever + '_>> = vec![
         Box::new(popular),
         Box::new(itemknn),
         Box::new(content_knn),
         sasrec.retriever(&catalogue.trie, BEAM, ties),
-        rqt.retriever(&catalogue.trie, BEAM, ties),
     ];
+    if let Some(codes) = rqt.generative(&catalogue.trie, BEAM) {
+        retrievers.push(Box::new(codes.with_guide(0.0).named(CODES_ALONE)));
+    }
+    retrievers.push(rqt.retriever(&catalogue.trie, BEAM, ties));
     let clock = Instant::now();
     let mut tables = Vec::new();
     let mut cases = Vec::new();
@@ -209,6 +215,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
                 k: 10,
                 exclude_seen,
                 beam: Some(BEAM),
+                score: String::new(),
                 history_cap: None,
                 ties: "file".into(),
                 seeds: vec![job.seed],
@@ -290,7 +297,10 @@ fn notes(found: &cold::ColdStart, catalogue: &Catalogue) -> Vec<String> {
         "Leave-one-out: the last interaction of a user is the test target, the one before it validation; the full \
          catalogue is ranked, item by item; at test the history includes the validation item."
             .to_string(),
-        format!("rqt searches its trie with {BEAM} beams: it cannot return an item that does not exist."),
+        format!(
+            "rqt searches its trie with {BEAM} beams: it cannot return an item that does not exist. Its dense head \
+             guides the search; {CODES_ALONE} is the same model searched by the probabilities of the codes alone."
+        ),
         "Intervals are 95 %, bootstrap over users.".to_string(),
         cold::describe(found, catalogue),
     ]

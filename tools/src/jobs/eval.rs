@@ -84,6 +84,8 @@ pub struct Question {
     pub exclude_seen: bool,
     /// Beams, for the report.
     pub beam: Option<usize>,
+    /// Meaning of a score, for the report.
+    pub score: String,
     /// History cap, for the report.
     pub history_cap: Option<usize>,
     /// `file` or `shuffle:SEED`, for the report.
@@ -124,7 +126,7 @@ pub fn measure<'a>(
             seen: if question.exclude_seen { "exclude" } else { "include" }.to_string(),
             ties: question.ties.clone(),
             beam: question.beam,
-            score: if question.beam.is_some() { "full-vocab" } else { "own" }.to_string(),
+            score: question.score.clone(),
         },
         metrics: found.metrics(),
         ci95: found.ranks.half_widths(),
