@@ -11,7 +11,7 @@
 //! items and nodes per request, which suits catalogues up to some millions of items.
 
 use crate::order::log_sum;
-use crate::{BoxError, CpuBeams, CpuKernel, Error, LiveMask, Result, ScoreMode, Scores, StepScorer, Trie};
+use crate::{BeamKernel, BoxError, CpuBeams, Error, LiveMask, Result, ScoreMode, Scores, StepScorer, Trie};
 use rayon::prelude::*;
 
 /// What guides one request: the best score below every node.
@@ -60,7 +60,8 @@ impl<'t, S> Guided<'t, S> {
     /// normalised over before they are mixed; the search itself is then run with [`ScoreMode::FullVocab`].
     ///
     /// # Errors
-    /// The weight is no share, or scores and masks do not fit the trie.
+    /// The weight is no share, or scores and masks do not fit the trie. Items added since it was built have no scores:
+    /// [`crate::TrieDelta::fold`] them in first.
     pub fn new(
         scorer: S,
         trie: &'t Trie,
@@ -72,12 +73,15 @@ impl<'t, S> Guided<'t, S> {
         if !(0.0..=1.0).contains(&weight) {
             return Err(Error::config("guide", weight, "0 to 1"));
         }
-        let items = trie.items_total();
+        let items = trie.bound();
         if item_scores.len() != live.len() * items {
             let expected = format!("({}, {items})", live.len());
             return Err(Error::shape("item scores", expected, format!("{} numbers", item_scores.len())));
         }
         live.iter().try_for_each(|mask| mask.check(trie))?;
+        if live.iter().any(|mask| mask.added().is_some()) {
+            return Err(Error::shape("live mask of a guided search", "the items of the trie", "items added since"));
+        }
         let guide = |(request, live): (usize, &LiveMask)| {
             Guide::new(trie, live, &item_scores[request * items..(request + 1) * items])
         };
@@ -86,7 +90,11 @@ impl<'t, S> Guided<'t, S> {
     }
 }
 
-impl<'t, S: StepScorer<CpuKernel<'t>>> StepScorer<CpuKernel<'t>> for Guided<'t, S> {
+impl<S, K> StepScorer<K> for Guided<'_, S>
+where
+    S: StepScorer<K>,
+    K: BeamKernel<Scores = Scores, Beams = CpuBeams>,
+{
     fn score(&mut self, level: usize, beams: &CpuBeams) -> std::result::Result<Scores, BoxError> {
         let width = self.trie.spec().codes_at(level) as usize;
         // At weight 1 the codes have no say, and the scorer need not be asked.
@@ -99,16 +107,16 @@ impl<'t, S: StepScorer<CpuKernel<'t>>> StepScorer<CpuKernel<'t>> for Guided<'t, 
             // The root counts as log 1, so that a path sums to log q of its item.
             let above = if level == 0 { 0.0 } else { best[level][node as usize] };
             for (code, child) in codes.iter().zip(children) {
-                mixed[usize::from(*code)] = self.weight * (best[level + 1][child as usize] - above);
+                mixed[usize::from(code)] = self.weight * (best[level + 1][child as usize] - above);
             }
             if let Some(own) = &own {
                 let own = &own.data[row * width..(row + 1) * width];
                 let norm = match self.score {
                     ScoreMode::FullVocab => 0.0,
-                    ScoreMode::ValidOnly => log_sum(own, codes),
+                    ScoreMode::ValidOnly => log_sum(own, &codes.iter()),
                 };
-                for code in codes {
-                    let code = usize::from(*code);
+                for code in codes.iter() {
+                    let code = usize::from(code);
                     mixed[code] += (1.0 - self.weight) * (own[code] - norm);
                 }
             }
@@ -121,7 +129,7 @@ impl<'t, S: StepScorer<CpuKernel<'t>>> StepScorer<CpuKernel<'t>> for Guided<'t, 
 mod tests {
     use super::*;
     use crate::trie::build_tests::table;
-    use crate::{BeamConfig, PrefixScorer, search};
+    use crate::{BeamConfig, CpuKernel, PrefixScorer, search};
     use proptest::prelude::*;
     use rqvae::{Code, ItemIdx};
 

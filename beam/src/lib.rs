@@ -1,11 +1,12 @@
 //! The set of valid semantic IDs as a trie, and search over it.
 //!
-//! Rooms: [`Trie`] (which IDs exist, and which of them a request may see: [`LiveMask`]), [`StepScorer`] (the model as
-//! search sees it; [`Guided`] adds a second opinion on items), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`] is
-//! the reference) and [`oracle`] (no pruning: slow and obviously right).
+//! Rooms: [`Trie`] (which IDs exist, what changed since: [`TrieDelta`], and which of them a request may see:
+//! [`LiveMask`]), [`StepScorer`] (the model as search sees it; [`Guided`] adds a second opinion on items), [`search`] (the
+//! loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`] is the reference, [`SimdKernel`] the
+//! fast one) and [`oracle`] (no pruning: slow and obviously right).
 //!
 //! ```
-//! use beam::{BeamConfig, CpuKernel, LiveMask, PrefixScorer, Trie, search};
+//! use beam::{BeamConfig, LiveMask, PrefixScorer, SimdKernel, Trie, search};
 //! use rqvae::{ItemIdx, SidSpec, SidTable};
 //!
 //! let spec = SidSpec { codebook_sizes: vec![2, 3], suffix_size: None };
@@ -21,7 +22,7 @@
 //! });
 //! let live = LiveMask::all(&trie).without(&trie, &[ItemIdx(1)]);
 //! let config = BeamConfig::uniform(10, trie.levels(), 10);
-//! let found = search(&CpuKernel::new(&trie), &mut scorer, &config, 1, &[live])?;
+//! let found = search(&SimdKernel::new(&trie), &mut scorer, &config, 1, &[live])?;
 //! let items: Vec<_> = found[0].iter().map(|h| (h.item, h.sid.to_string())).collect();
 //! assert_eq!(items, [(ItemIdx(2), "1,1".to_string()), (ItemIdx(0), "0,0".to_string())]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -38,8 +39,8 @@ mod trie;
 
 pub use error::{BoxError, Error, Result};
 pub use guide::Guided;
-pub use kernel::{BeamKernel, CpuBeams, CpuKernel, Scores};
+pub use kernel::{BeamKernel, CpuBeams, CpuKernel, Scores, SimdKernel};
 pub use order::CandidateKey;
 pub use scorer::{PrefixScorer, StepScorer};
 pub use search::{BeamConfig, Hypothesis, ScoreMode, search};
-pub use trie::{LiveMask, NodeId, Trie};
+pub use trie::{Codes, LiveMask, NodeId, Trie, TrieDelta};

@@ -36,7 +36,7 @@ pub fn exhaustive(
                 ScoreMode::ValidOnly => {
                     let valid = items().filter(|other| table.codes(*other).starts_with(prefix));
                     let valid: BTreeSet<Code> = valid.map(|other| table.codes(other)[level]).collect();
-                    log_sum(&log_probs, &valid.into_iter().collect::<Vec<_>>())
+                    log_sum(&log_probs, &valid.iter().copied())
                 }
             };
             sum += log_probs[usize::from(*code)] - norm;

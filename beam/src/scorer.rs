@@ -1,6 +1,6 @@
 //! The model as search sees it.
 
-use crate::{BeamKernel, BoxError, CpuBeams, CpuKernel, Scores};
+use crate::{BeamKernel, BoxError, CpuBeams, Scores};
 use rqvae::{Code, SidSpec};
 
 /// One decoding session of a sequence model. It owns its cache; the model behind it is shared and immutable.
@@ -28,7 +28,11 @@ impl<F: FnMut(usize, &[Code], &mut [f32])> PrefixScorer<F> {
     }
 }
 
-impl<F: FnMut(usize, &[Code], &mut [f32])> StepScorer<CpuKernel<'_>> for PrefixScorer<F> {
+impl<F, K> StepScorer<K> for PrefixScorer<F>
+where
+    F: FnMut(usize, &[Code], &mut [f32]),
+    K: BeamKernel<Scores = Scores, Beams = CpuBeams>,
+{
     fn score(&mut self, level: usize, beams: &CpuBeams) -> Result<Scores, BoxError> {
         let width = self.spec.codes_at(level) as usize;
         let mut data = vec![0.0; beams.rows() * width];

@@ -93,7 +93,7 @@ pub fn search<K: BeamKernel>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::oracle::exhaustive;
     use crate::trie::build_tests::table;
@@ -103,7 +103,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// Made-up log-probabilities: few distinct values, so that ties abound, and some that are impossible.
-    fn made_up(seed: u64, prefix: &[Code], log_probs: &mut [f32]) {
+    pub(crate) fn made_up(seed: u64, prefix: &[Code], log_probs: &mut [f32]) {
         let mut hash = prefix.iter().fold(seed, |hash, code| mix(hash ^ (u64::from(*code) + 1)));
         for log_prob in log_probs {
             hash = mix(hash);

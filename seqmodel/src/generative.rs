@@ -4,7 +4,7 @@ use crate::Result;
 use crate::retrieve::{Query, Retriever, Scored};
 use crate::rqt::{Rqt, RqtSession};
 use crate::tiger::{Tiger, TigerSession};
-use beam::{BeamConfig, CpuKernel, Guided, Hypothesis, LiveMask, ScoreMode, Trie};
+use beam::{BeamConfig, Guided, Hypothesis, LiveMask, ScoreMode, SimdKernel, Trie};
 use candle_core::Tensor;
 use rqvae::ItemIdx;
 use std::sync::OnceLock;
@@ -74,7 +74,7 @@ impl Generator for Rqt {
         live: &[LiveMask],
         guidance: Option<&Guidance>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
-        let kernel = CpuKernel::new(trie);
+        let kernel = SimdKernel::new(trie);
         let states = self.encode(histories)?;
         let mut session = RqtSession::new(self, states.clone());
         let Some(guidance) = guidance else {
@@ -101,7 +101,7 @@ impl Generator for Tiger {
         _: Option<&Guidance>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
         let mut session = TigerSession::new(self, histories)?;
-        Ok(beam::search(&CpuKernel::new(trie), &mut session, config, histories.len(), live)?)
+        Ok(beam::search(&SimdKernel::new(trie), &mut session, config, histories.len(), live)?)
     }
 }
 

@@ -1,12 +1,17 @@
 //! What one device does with beams.
 
+mod beams;
 mod cpu;
+mod simd;
 
-pub use cpu::{CpuBeams, CpuKernel, Scores};
+pub use beams::{CpuBeams, Scores};
+pub use cpu::CpuKernel;
+pub use simd::SimdKernel;
 
 use crate::{Hypothesis, LiveMask, Result, ScoreMode};
 
-/// The device side of a search. [`CpuKernel`] says what each operation means.
+/// The device side of a search. [`CpuKernel`] says what each operation means, [`SimdKernel`]
+/// does the same faster.
 pub trait BeamKernel {
     /// Log-probabilities: (rows, codes of the level), wherever the device keeps them.
     type Scores;

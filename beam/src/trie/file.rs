@@ -4,7 +4,7 @@
 //! `trie.leaf_items` u32 (items,); metadata `spec`. The root is not stored.
 
 use super::Trie;
-use crate::Result;
+use crate::{Codes, Result};
 use rqvae::{Artefact, ArtefactWriter, Code, Error, ItemIdx, SidSpec};
 
 /// Levels with at most this many codes take one byte a node.
@@ -16,21 +16,24 @@ impl Trie {
     /// Adds the `trie.*` arrays and the `spec` to `writer`.
     ///
     /// # Errors
-    /// The writer refuses an array.
+    /// Items are not numbered from 0 without gaps, with one ID each; see [`Trie::write`] for those that are not.
     pub fn save_into(&self, writer: &mut ArtefactWriter) -> Result<()> {
+        if self.has_aliases() || self.bound() != self.items_total() {
+            let got = format!("{} places up to item {}", self.items_total(), self.bound());
+            return Err(crate::Error::shape("items of a catalogue index", "one ID each and no gaps", got));
+        }
         let spec = serde_json::json!(self.spec).to_string();
         writer.metadata("spec", &spec);
-        for (level, codes) in self.codes.iter().enumerate() {
-            if self.spec.codes_at(level) <= BYTE {
-                let bytes: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
-                writer.u8s(&codes_name(level), &[codes.len()], &bytes)?;
-            } else {
-                writer.u16s(&codes_name(level), &[codes.len()], codes)?;
+        for level in 0..self.levels() {
+            match self.codes(level) {
+                Codes::Narrow(codes) => writer.u8s(&codes_name(level), &[codes.len()], codes)?,
+                Codes::Wide(codes) => writer.u16s(&codes_name(level), &[codes.len()], codes)?,
             }
-            let starts = &self.starts[level + 1];
-            writer.u32s(&starts_name(level), &[starts.len()], starts)?;
+            let cuts = self.layout.cuts[level + 1];
+            let starts: Vec<u32> = (0..=cuts.nodes()).map(|node| cuts.get(self.words(), node)).collect();
+            writer.u32s(&starts_name(level), &[starts.len()], &starts)?;
         }
-        let items: Vec<u32> = self.leaf_items.iter().map(|item| item.0).collect();
+        let items: Vec<u32> = self.in_order().iter().map(|item| item.0).collect();
         writer.u32s(ITEMS, &[items.len()], &items)?;
         Ok(())
     }
@@ -90,7 +93,12 @@ impl Trie {
             }
             seen[*item as usize] = true;
         }
-        Ok(Self::new(spec, codes, starts, leaf_items.into_iter().map(ItemIdx).collect()))
+        Ok(Self::pack(spec, codes, starts, leaf_items.into_iter().map(ItemIdx).collect()))
+    }
+
+    /// Codes of all nodes of level `level + 1`.
+    pub(super) fn codes(&self, level: usize) -> Codes<'_> {
+        self.layout.codes(self.words(), level, 0..self.nodes(level + 1) as u32)
     }
 }
 
@@ -113,6 +121,34 @@ mod tests {
     fn bytes(trie: &Trie) -> Vec<u8> {
         let mut writer = ArtefactWriter::new("trie", 1);
         trie.save_into(&mut writer).unwrap();
+        writer.to_bytes()
+    }
+
+    /// Name, whether bytes, and numbers of every array.
+    fn arrays(trie: &Trie) -> Vec<(String, bool, Vec<u32>)> {
+        let levels = (0..trie.levels()).flat_map(|level| {
+            let codes = trie.codes(level);
+            let narrow = matches!(codes, Codes::Narrow(_));
+            let cuts = trie.layout.cuts[level + 1];
+            let starts = (0..=cuts.nodes()).map(|node| cuts.get(trie.words(), node)).collect();
+            let codes = codes.iter().map(u32::from).collect();
+            [(codes_name(level), narrow, codes), (starts_name(level), false, starts)]
+        });
+        let items = trie.in_order().iter().map(|item| item.0).collect();
+        levels.chain([(ITEMS.to_string(), false, items)]).collect()
+    }
+
+    fn from_arrays(trie: &Trie, arrays: &[(String, bool, Vec<u32>)]) -> Vec<u8> {
+        let mut writer = ArtefactWriter::new("trie", 1);
+        writer.metadata("spec", &serde_json::json!(trie.spec).to_string());
+        for (name, narrow, numbers) in arrays {
+            if *narrow {
+                let bytes: Vec<u8> = numbers.iter().map(|number| *number as u8).collect();
+                writer.u8s(name, &[bytes.len()], &bytes).unwrap();
+            } else {
+                writer.u32s(name, &[numbers.len()], numbers).unwrap();
+            }
+        }
         writer.to_bytes()
     }
 
@@ -155,26 +191,16 @@ mod tests {
             table in table(), array in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), value in 0u32..9,
         ) {
             let trie = Trie::build(&table).unwrap();
-            let mut broken = trie.clone();
             let levels = trie.levels();
-            let change = |numbers: &mut Vec<u32>| match numbers.len() {
+            let mut arrays = arrays(&trie);
+            let array = array.index(arrays.len());
+            let numbers = &mut arrays[array].2;
+            match numbers.len() {
                 0 => numbers.push(value),
                 len => numbers[at.index(len)] = value,
-            };
-            match array.index(2 * levels + 1) {
-                0 => {
-                    let mut items = trie.leaf_items.iter().map(|item| item.0).collect();
-                    change(&mut items);
-                    broken.leaf_items = items.into_iter().map(ItemIdx).collect();
-                }
-                which if which <= levels => {
-                    let mut codes = trie.codes[which - 1].iter().map(|code| u32::from(*code)).collect();
-                    change(&mut codes);
-                    broken.codes[which - 1] = codes.into_iter().map(|code| code as Code).collect();
-                }
-                which => change(&mut broken.starts[which - levels]),
             }
-            if let Ok(loaded) = load(bytes(&broken)) {
+            let broken = from_arrays(&trie, &arrays);
+            if let Ok(loaded) = load(broken) {
                 // Accepted means sound: every item is found again under the path that leads to it.
                 let mut items = 0;
                 for leaf in 0..loaded.nodes(levels) as u32 {

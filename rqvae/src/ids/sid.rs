@@ -1,6 +1,7 @@
 //! What a semantic ID is: one code per level, coarse to fine, and maybe a suffix that separates collisions.
 
 use crate::{Error, Result};
+use bytemuck::{Pod, Zeroable};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -13,8 +14,9 @@ pub const MAX_CODES: usize = 8;
 const MAX_SIZE: u32 = Code::MAX as u32 + 1;
 
 /// Row of an item in the catalogue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Pod, Zeroable)]
 #[serde(transparent)]
+#[repr(transparent)]
 pub struct ItemIdx(pub u32);
 
 /// Codes of one item or the first codes of several: up to eight, inline, ordered lexicographically.

@@ -233,7 +233,7 @@ impl Rqt {
         let mut mask = vec![RULED_OUT; targets.len() * width];
         for (row, target) in mask.chunks_exact_mut(width).zip(targets) {
             if let Some(node) = trie.find(&self.features.codes(*target)[..level]) {
-                trie.children(level, node).0.iter().for_each(|code| row[usize::from(*code)] = 0.0);
+                trie.children(level, node).0.iter().for_each(|code| row[usize::from(code)] = 0.0);
             }
         }
         Ok(Tensor::from_vec(mask, (targets.len(), width), &Device::Cpu)?)

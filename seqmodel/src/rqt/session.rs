@@ -2,7 +2,7 @@
 
 use super::Rqt;
 use crate::nn::log_softmax_rows;
-use beam::{CpuBeams, CpuKernel, Scores, StepScorer};
+use beam::{BeamKernel, CpuBeams, Scores, StepScorer};
 use candle_core::{Device, Tensor};
 
 /// Scores the codes of the next item for a batch of encoded histories.
@@ -46,7 +46,7 @@ impl<'a> RqtSession<'a> {
     }
 }
 
-impl StepScorer<CpuKernel<'_>> for RqtSession<'_> {
+impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for RqtSession<'_> {
     fn score(&mut self, level: usize, beams: &CpuBeams) -> Result<Scores, beam::BoxError> {
         let rows = 0..beams.rows();
         let parents: Vec<u32> =

@@ -3,7 +3,7 @@
 use super::Tiger;
 use crate::Result;
 use crate::nn::{Keys, log_softmax_rows};
-use beam::{CpuBeams, CpuKernel, Scores, StepScorer};
+use beam::{BeamKernel, CpuBeams, Scores, StepScorer};
 use candle_core::{Device, Tensor};
 use rqvae::{ItemIdx, Mode};
 
@@ -86,7 +86,7 @@ impl<'a> TigerSession<'a> {
     }
 }
 
-impl StepScorer<CpuKernel<'_>> for TigerSession<'_> {
+impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for TigerSession<'_> {
     fn score(&mut self, level: usize, beams: &CpuBeams) -> std::result::Result<Scores, beam::BoxError> {
         let rows = 0..beams.rows();
         let requests: Vec<usize> = rows.clone().map(|r| beams.request(r)).collect();

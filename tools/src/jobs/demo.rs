@@ -319,7 +319,7 @@ fn code_counts(catalogue: &Catalogue, level: usize) -> Vec<u32> {
 fn prefixes(catalogue: &Catalogue) -> Vec<PrefixExample> {
     let trie = &catalogue.trie;
     let (codes, nodes) = trie.children(0, beam::Trie::ROOT);
-    let mut rows: Vec<_> = codes.iter().zip(nodes).map(|(code, node)| (trie.items_below(1, node), *code)).collect();
+    let mut rows: Vec<_> = codes.iter().zip(nodes).map(|(code, node)| (trie.items_below(1, node), code)).collect();
     rows.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.1.cmp(&b.1)));
     let step = (rows.len() / 12).max(1);
     rows.iter()

@@ -110,7 +110,7 @@ pub fn tree(catalogue: &Catalogue, prefix: &str) -> Result<String> {
     }
     let (children, nodes) = trie.children(codes.len(), node);
     let mut rows: Vec<_> =
-        children.iter().zip(nodes).map(|(code, node)| (*code, trie.items_below(codes.len() + 1, node))).collect();
+        children.iter().zip(nodes).map(|(code, node)| (code, trie.items_below(codes.len() + 1, node))).collect();
     rows.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then(a.0.cmp(&b.0)));
     for (code, items) in rows {
         let path: Vec<Code> = codes.iter().copied().chain([code]).collect();
