@@ -1,9 +1,11 @@
 //! One block of 32-bit words with all arrays of a trie: the same bytes in memory, in a file and on a device.
 //!
 //! Per level: the cuts between the children of its nodes, then the children's codes, one or two bytes each, then, where
-//! nodes have more than a sixteenth of all codes on average, one bit a code and node once more. Behind the last level: the cuts between the items of the leaves, then the items. Cuts are kept as one 32-bit base for every
-//! [`BLOCK`] nodes and one small distance a node, in the narrowest width that holds the widest block of the level, and
-//! not at all where every node has one child. Every array starts on a word.
+//! nodes have more than a sixteenth of all codes on average, one bit a code and node once more. Behind the last level:
+//! the cuts between the items of the leaves, then the items. Cuts are not kept where every node has one child.
+//! Where nodes have fewer than [`FEW`] on average, they are one bit a child, set at the first one of each node, and the
+//! place of every [`STRIDE`]th. Elsewhere they are a 32-bit base for every [`BLOCK`] nodes and a small distance a node.
+//! Every array starts on a word.
 
 use super::NodeId;
 use rqvae::{Code, ItemIdx};
@@ -15,6 +17,15 @@ pub(super) const BLOCK: usize = 16;
 
 /// Levels with at most this many codes take one byte a node.
 const BYTE: u32 = 256;
+
+/// Nodes between two that are found without counting bits.
+const STRIDE: usize = 32;
+
+/// Fewest children a node, on average, that are not kept as bits.
+const FEW: usize = 4;
+
+/// Longest run of children between two such nodes that is kept as bits.
+const MAX_RUN: u32 = 1024;
 
 /// A level gets rows of bits when its nodes have more than one in this many codes.
 const DENSE: usize = 16;
@@ -49,6 +60,8 @@ impl Words {
 pub(super) enum Width {
     /// Node n has the one child n.
     One,
+    /// One bit a child and the place of every [`STRIDE`]th node.
+    Bits,
     /// Bases and one byte a node.
     U8,
     /// Bases and two bytes a node.
@@ -73,6 +86,7 @@ impl Cuts {
         let base = || words[self.bases + node / BLOCK];
         match self.width {
             Width::One => node as u32,
+            Width::Bits => self.select(words, node),
             Width::U8 => {
                 base().wrapping_add(u32::from(bytemuck::cast_slice::<u32, u8>(&words[self.distances..])[node]))
             }
@@ -85,7 +99,68 @@ impl Cuts {
 
     #[inline]
     pub(super) fn range(&self, words: &[u32], node: usize) -> Range<u32> {
-        self.get(words, node)..self.get(words, node + 1)
+        if self.width != Width::Bits {
+            return self.get(words, node)..self.get(words, node + 1);
+        }
+        let start = self.select(words, node);
+        // The next bit: behind the last child there is one more.
+        let bits = &words[self.distances..];
+        let mut at = start as usize / 32;
+        let mut word = bits[at] & (u32::MAX - 1) << (start % 32);
+        while word == 0 {
+            at += 1;
+            word = bits[at];
+        }
+        start..32 * at as u32 + word.trailing_zeros()
+    }
+
+    /// The place of bit `node` among those that are set.
+    #[inline]
+    fn select(&self, words: &[u32], node: usize) -> u32 {
+        let first = words[self.bases + node / STRIDE];
+        let bits = &words[self.distances..];
+        let mut at = first as usize / 32;
+        let mut word = bits[at] & u32::MAX << (first % 32);
+        let mut skip = (node % STRIDE) as u32;
+        loop {
+            let here = word.count_ones();
+            if skip < here {
+                break;
+            }
+            skip -= here;
+            at += 1;
+            word = bits[at];
+        }
+        for _ in 0..skip {
+            word &= word - 1;
+        }
+        32 * at as u32 + word.trailing_zeros()
+    }
+
+    /// Whether the bits of a level in a file are as many as its nodes, and the places those of the bits: then they cut.
+    /// The other widths have nothing to be wrong before they are read.
+    pub(super) fn is_readable(&self, words: &[u32], below: usize) -> bool {
+        let Some(bits) = self.bits(words, below) else {
+            return true;
+        };
+        let places = &words[self.bases..][..(self.nodes + 1).div_ceil(STRIDE)];
+        let (mut known, mut before) = (places.iter().enumerate().peekable(), 0);
+        for (at, word) in bits.iter().enumerate() {
+            let here = |place: &u32| *place as usize / 32 == at;
+            while let Some((index, place)) = known.next_if(|(_, place)| here(place)) {
+                let below = word & !(u32::MAX << (place % 32));
+                if word >> (place % 32) & 1 == 0 || before + below.count_ones() as usize != index * STRIDE {
+                    return false;
+                }
+            }
+            before += word.count_ones() as usize;
+        }
+        known.next().is_none() && before == self.nodes + 1
+    }
+
+    /// One bit a child and one behind them, set at the first child of each node: (below + 1,) in words.
+    pub(super) fn bits<'t>(&self, words: &'t [u32], below: usize) -> Option<&'t [u32]> {
+        (self.width == Width::Bits).then(|| &words[self.distances..][..(below + 1).div_ceil(32)])
     }
 
     pub(super) fn width(&self) -> Width {
@@ -120,6 +195,13 @@ impl Cuts {
             return Width::One;
         }
         let span = |block: &[u32]| block[block.len() - 1] - block[0];
+        let (nodes, below) = (cuts.len() - 1, cuts[cuts.len() - 1] as usize);
+        let filled = || cuts.windows(2).all(|ends| ends[0] < ends[1]);
+        // An overlap of one, so that a run is from each known place to the next.
+        let runs = || (0..nodes).step_by(STRIDE).all(|at| span(&cuts[at..cuts.len().min(at + STRIDE + 1)]) <= MAX_RUN);
+        if below < FEW * nodes && runs() && filled() {
+            return Width::Bits;
+        }
         match cuts.chunks(BLOCK).map(span).max().unwrap_or(0) {
             0..=0xff => Width::U8,
             0x100..=0xffff => Width::U16,
@@ -209,14 +291,16 @@ impl Layout {
         let (mut codes, mut rows) = (Vec::with_capacity(sizes.len()), Vec::with_capacity(sizes.len()));
         for (level, (nodes_here, width)) in nodes.iter().zip(widths).enumerate() {
             let marks = nodes_here.checked_add(1)?;
+            let below = nodes.get(level + 1).copied().unwrap_or(entries);
             let (bases, bytes) = match width {
                 Width::One => (0, 0),
-                Width::U8 => (marks.div_ceil(BLOCK), 1),
-                Width::U16 => (marks.div_ceil(BLOCK), 2),
-                Width::U32 => (0, 4),
+                Width::Bits => (marks.div_ceil(STRIDE), 4 * below.checked_add(1)?.div_ceil(32)),
+                Width::U8 => (marks.div_ceil(BLOCK), marks),
+                Width::U16 => (marks.div_ceil(BLOCK), marks.checked_mul(2)?),
+                Width::U32 => (0, marks.checked_mul(4)?),
             };
             let bases = take(bases.checked_mul(4))?;
-            let distances = take(marks.checked_mul(bytes))?;
+            let distances = take(Some(bytes))?;
             cuts.push(Cuts { width: *width, nodes: *nodes_here, bases, distances });
             if let (Some(size), Some(below)) = (sizes.get(level), nodes.get(level + 1)) {
                 let wide = *size > BYTE;
@@ -264,6 +348,14 @@ impl Layout {
         let distances = cuts.chunks(BLOCK).flat_map(|block| block.iter().map(|cut| cut - block[0]));
         match at.width {
             Width::One => {}
+            Width::Bits => {
+                for (place, block) in words[at.bases..].iter_mut().zip(cuts.chunks(STRIDE)) {
+                    *place = block[0];
+                }
+                for cut in cuts {
+                    words[at.distances + *cut as usize / 32] |= 1 << (cut % 32);
+                }
+            }
             Width::U8 => {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words[at.distances..]);
                 bytes.iter_mut().zip(distances).for_each(|(byte, distance)| *byte = distance as u8);
@@ -323,13 +415,15 @@ mod tests {
                 cuts.push(cuts[cuts.len() - 1] + degree);
             }
             let width = Cuts::narrowest(&cuts);
-            let layout = Layout::new(&[], &[degrees.len()], 0, &[width]).unwrap();
+            let layout = Layout::new(&[], &[degrees.len()], cuts[degrees.len()] as usize, &[width]).unwrap();
             let mut words = vec![0; layout.len];
             layout.fill(&mut words, 0, &cuts, None);
             for (node, cut) in cuts.iter().enumerate() {
                 prop_assert_eq!(layout.cuts[0].get(&words, node), *cut);
             }
+            prop_assert!(layout.cuts[0].is_readable(&words, cuts[degrees.len()] as usize));
             for (node, ends) in cuts.windows(2).enumerate() {
+                prop_assert_eq!(layout.cuts[0].range(&words, node), ends[0]..ends[1]);
                 for child in [ends[0], ends[1] - 1] {
                     prop_assert_eq!(layout.cuts[0].owner(&words, child), node as u32);
                 }

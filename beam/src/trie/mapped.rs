@@ -159,7 +159,7 @@ fn header(path: &Path, bytes: &[u8]) -> rqvae::Result<(usize, SidSpec, Counts)> 
     Ok((from, spec, counts))
 }
 
-/// Whether the arrays are those of a trie.
+/// Whether the arrays are those of a trie. Levels whose cuts are bits are checked child by child, not node by node.
 fn check(layout: &Layout, sizes: &[u32], words: &[u32]) -> std::result::Result<(), String> {
     let nodes: Vec<usize> = layout.cuts.iter().map(super::Cuts::nodes).collect();
     let items = layout.items(words);
@@ -168,19 +168,30 @@ fn check(layout: &Layout, sizes: &[u32], words: &[u32]) -> std::result::Result<(
         // Only the root of an empty catalogue may be without children.
         let empty = level == 0 && below == 0;
         let ascend = |node: usize| empty || cuts.get(words, node) < cuts.get(words, node + 1);
-        let ends = (cuts.get(words, 0), cuts.get(words, nodes[level]) as usize);
-        if ends != (0, below) || !(0..nodes[level]).into_par_iter().with_min_len(1 << 14).all(ascend) {
+        let ascend = || cuts.bits(words, below).is_some() || every(nodes[level], ascend);
+        // What is read needs the places, the places nothing.
+        let readable = cuts.is_readable(words, below);
+        if !readable || (cuts.get(words, 0), cuts.get(words, nodes[level]) as usize) != (0, below) || !ascend() {
             return Err(format!("cuts of level {level} do not part {below} children of {} nodes", nodes[level]));
         }
     }
     for (level, size) in sizes.iter().enumerate() {
+        let cuts = &layout.cuts[level];
+        let below = nodes[level + 1];
+        let all = layout.codes(words, level, 0..below as u32);
         let sound = |node: usize| {
-            let codes = layout.codes(words, level, layout.cuts[level].range(words, node));
+            let codes = layout.codes(words, level, cuts.range(words, node));
             let ascend = (1..codes.len()).all(|at| codes.at(at - 1) < codes.at(at));
-            let small = codes.len().checked_sub(1).is_none_or(|last| u32::from(codes.at(last)) < *size);
-            ascend && small && layout.row(words, level, node as NodeId).is_none_or(|row| same(row, codes.iter()))
+            ascend && layout.row(words, level, node as NodeId).is_none_or(|row| same(row, codes.iter()))
         };
-        if !(0..nodes[level]).into_par_iter().with_min_len(1 << 12).all(sound) {
+        let small = every(below, |at| u32::from(all.at(at)) < *size);
+        let ascend = || match cuts.bits(words, below) {
+            Some(bits) if layout.row(words, level, 0).is_none() => {
+                every(below, |at| at == 0 || all.at(at - 1) < all.at(at) || bits[at / 32] >> (at % 32) & 1 == 1)
+            }
+            _ => every(nodes[level], sound),
+        };
+        if !small || !ascend() {
             return Err(format!("siblings of level {} are not ascending codes below {size}", level + 1));
         }
     }
@@ -188,18 +199,31 @@ fn check(layout: &Layout, sizes: &[u32], words: &[u32]) -> std::result::Result<(
     let sound = |leaf: usize| {
         let range = leaves.range(words, leaf);
         let here = &items[range.start as usize..range.end as usize];
-        let twice = |(at, item): (usize, &rqvae::ItemIdx)| item.0 == u32::MAX || here[..at].contains(item);
         // Shared IDs are few; a leaf of many items is compared through a set.
-        if here.len() <= 64 {
-            return !here.iter().enumerate().any(twice);
+        if here.len() > 64 {
+            return here.iter().collect::<std::collections::BTreeSet<_>>().len() == here.len();
         }
-        let set: std::collections::BTreeSet<_> = here.iter().collect();
-        set.len() == here.len() && set.last().is_none_or(|item| item.0 < u32::MAX)
+        !here.iter().enumerate().any(|(at, item)| here[..at].contains(item))
     };
-    if !(0..nodes[sizes.len()]).into_par_iter().with_min_len(1 << 12).all(sound) {
+    let single = match leaves.bits(words, items.len()) {
+        // Every item but the first one of a leaf sends to its leaf.
+        Some(bits) => every(items.len(), |at| {
+            bits[at / 32] >> (at % 32) & 1 == 1 || sound(leaves.owner(words, at as u32) as usize)
+        }),
+        None if leaves.width() == Width::One => true,
+        None => every(nodes[sizes.len()], sound),
+    };
+    if !single || !every(items.len(), |at| items[at].0 < u32::MAX) {
         return Err("an item is there twice under one ID or out of range".to_string());
     }
     Ok(())
+}
+
+/// Whether all numbers below `count` are `sound`.
+fn every(count: usize, sound: impl Fn(usize) -> bool + Sync) -> bool {
+    const CHUNK: usize = 1 << 14;
+    let chunk = |chunk: usize| (chunk * CHUNK..count.min((chunk + 1) * CHUNK)).all(&sound);
+    (0..count.div_ceil(CHUNK)).into_par_iter().all(chunk)
 }
 
 /// Whether the bits of `row` are `codes`.
