@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::retrieve::{Query, Retriever, Scored};
 use crate::rqt::{Rqt, RqtSession};
-use crate::tiger::{Tiger, TigerSession};
+use crate::tiger::{PackedTiger, Tiger};
 use beam::{BeamConfig, Guided, Hypothesis, LiveMask, ScoreMode, SimdKernel, Trie};
 use candle_core::Tensor;
 use rqvae::ItemIdx;
@@ -98,9 +98,27 @@ impl Generator for Tiger {
         histories: &[&[ItemIdx]],
         config: &BeamConfig,
         live: &[LiveMask],
+        guidance: Option<&Guidance>,
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        // Packing costs a request's worth of time: whoever has few requests and still weights packs once.
+        PackedTiger::new(self)?.decode(trie, histories, config, live, guidance)
+    }
+}
+
+impl Generator for PackedTiger {
+    fn name(&self) -> &'static str {
+        "tiger"
+    }
+
+    fn decode(
+        &self,
+        trie: &Trie,
+        histories: &[&[ItemIdx]],
+        config: &BeamConfig,
+        live: &[LiveMask],
         _: Option<&Guidance>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
-        let mut session = TigerSession::new(self, histories)?;
+        let mut session = self.session(histories);
         Ok(beam::search(&SimdKernel::new(trie), &mut session, config, histories.len(), live)?)
     }
 }

@@ -15,6 +15,7 @@ pub mod loss;
 pub mod metrics;
 pub mod nn;
 mod objectives;
+mod packed;
 pub mod retrieve;
 pub mod rqt;
 pub mod runfile;

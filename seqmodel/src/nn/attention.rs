@@ -62,6 +62,15 @@ impl Attention {
         })
     }
 
+    pub(crate) fn shape(&self) -> AttentionShape {
+        self.shape
+    }
+
+    /// Of queries, keys and values, and the output.
+    pub(crate) fn projections(&self) -> (&Linear, &Linear, &Linear) {
+        (&self.query, &self.key_value, &self.output)
+    }
+
     /// Keys and values of `x`: (batch, keys, dim) -> (batch, keys, 2 * heads * `head_dim`), keys first.
     pub fn keys_values(&self, x: &Tensor) -> Result<Tensor> {
         self.key_value.forward(x)

@@ -37,6 +37,21 @@ impl Block {
         })
     }
 
+    /// Self-attention and its norm.
+    pub(crate) fn attention(&self) -> (&RmsNorm, &Attention) {
+        (&self.attention_norm, &self.attention)
+    }
+
+    /// Attention to a memory and its norm.
+    pub(crate) fn memory(&self) -> Option<(&RmsNorm, &Attention)> {
+        self.memory.as_ref().map(|(norm, attention)| (norm, attention))
+    }
+
+    /// The feed-forward layer and its norm.
+    pub(crate) fn feed_forward(&self) -> (&RmsNorm, &FeedForward) {
+        (&self.feed_forward_norm, &self.feed_forward)
+    }
+
     /// (batch, seq, dim) -> (batch, seq, dim), attending to itself and to `memory`.
     pub fn forward(
         &self,

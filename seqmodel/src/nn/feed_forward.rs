@@ -26,6 +26,11 @@ impl FeedForward {
         })
     }
 
+    /// In and out.
+    pub(crate) fn projections(&self) -> (&Linear, &Linear) {
+        (&self.inner, &self.outer)
+    }
+
     /// (.., dim) -> (.., dim).
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let hidden = self.inner.forward(x)?.apply_op1(Mask { relu: true, drop: Drop::new(self.dropout, mode) })?;

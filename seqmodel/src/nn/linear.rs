@@ -21,6 +21,11 @@ impl Linear {
         Ok(Self { weight })
     }
 
+    /// (out, in).
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// (.., in) -> (.., out).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         project(x, &self.weight)

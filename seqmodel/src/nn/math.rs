@@ -83,18 +83,21 @@ pub(crate) fn exp_shifted_sum(x: &[f32], shift: f32) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Log-softmax of one row, in place.
+pub(crate) fn log_softmax_row(row: &mut [f32]) {
+    pulp::Arch::new().dispatch(|| {
+        let max = max_of(row);
+        let log_sum = exp_shifted_sum(row, max).ln();
+        for value in row.iter_mut() {
+            // Two steps: the maximum may be so large that adding the logarithm to it would lose it.
+            *value = (*value - max) - log_sum;
+        }
+    });
+}
+
 /// Log-softmax of each row of `width` values, in place.
 pub fn log_softmax_rows(data: &mut [f32], width: usize) {
-    data.par_chunks_mut(width.max(1)).with_min_len(16).for_each(|row| {
-        pulp::Arch::new().dispatch(|| {
-            let max = max_of(row);
-            let log_sum = exp_shifted_sum(row, max).ln();
-            for value in row.iter_mut() {
-                // Two steps: the maximum may be so large that adding the logarithm to it would lose it.
-                *value = (*value - max) - log_sum;
-            }
-        });
-    });
+    data.par_chunks_mut(width.max(1)).with_min_len(16).for_each(log_softmax_row);
 }
 
 #[cfg(test)]

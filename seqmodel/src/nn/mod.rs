@@ -18,7 +18,7 @@ pub use feed_forward::{FeedForward, dropout, dropout_add};
 pub use linear::Linear;
 pub(crate) use linear::project;
 pub use math::log_softmax_rows;
-pub(crate) use math::{exp, exp_shifted_sum, inner_product, max_of};
+pub(crate) use math::{axpy, dot, exp, exp_shifted_sum, inner_product, log_softmax_row, max_of};
 pub use norm::RmsNorm;
 pub use params::{Parameters, load_parameters, save_parameters};
 pub use position::RelativeBias;

@@ -19,9 +19,17 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// Added to the mean square.
+    pub(crate) const EPSILON: f32 = 1e-6;
+
     /// A norm over `dim` values, weights one.
     pub fn new(dim: usize, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self { weight: vb.get_with_hints(dim, "weight", Init::Const(1.0))?, epsilon: 1e-6 })
+        Ok(Self { weight: vb.get_with_hints(dim, "weight", Init::Const(1.0))?, epsilon: Self::EPSILON })
+    }
+
+    /// (dim,).
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 
     /// (.., dim) -> (.., dim).

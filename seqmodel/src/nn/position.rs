@@ -36,6 +36,16 @@ impl RelativeBias {
         embedding_sum(&self.table, ids, 1)?.t()?.contiguous()?.reshape((heads, queries, keys))
     }
 
+    /// Bias of every distance from `-left` to `right`: -> (heads, left + right + 1).
+    pub(crate) fn by_distance(&self, left: usize, right: usize) -> Result<Vec<f32>> {
+        let heads = self.table.dim(1)?;
+        let distances = -(left as i64)..=right as i64;
+        super::with_values(&self.table.contiguous()?, |table| {
+            let row = |head: usize| distances.clone().map(move |d| (head, d));
+            (0..heads).flat_map(row).map(|(head, d)| table[self.bucket(d) as usize * heads + head]).collect()
+        })
+    }
+
     /// Bucket of `distance` = key position - query position.
     fn bucket(&self, distance: i64) -> u32 {
         let (mut first, mut buckets, mut distance) = (0, self.buckets, distance);

@@ -6,8 +6,10 @@
 
 mod config;
 mod model;
+mod packed;
 mod session;
 
 pub use config::TigerConfig;
 pub use model::{Sample, Tiger, samples};
+pub use packed::{PackedSession, PackedTiger};
 pub use session::TigerSession;

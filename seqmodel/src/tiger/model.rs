@@ -100,6 +100,43 @@ impl Tiger {
         &self.decoder
     }
 
+    pub(super) fn encoder(&self) -> &[Block] {
+        &self.encoder
+    }
+
+    /// Of the encoder and the decoder.
+    pub(super) fn norms(&self) -> (&RmsNorm, &RmsNorm) {
+        (&self.encoder_norm, &self.decoder_norm)
+    }
+
+    pub(super) fn encoder_bias(&self) -> &RelativeBias {
+        &self.encoder_bias
+    }
+
+    pub(super) fn decoder_bias(&self) -> &RelativeBias {
+        &self.decoder_bias
+    }
+
+    /// (tokens, dim).
+    pub(super) fn tokens(&self) -> &Tensor {
+        &self.tokens
+    }
+
+    /// Rows of `tokens` with the codes of `level`.
+    pub(super) fn level_rows(&self, level: usize) -> std::ops::Range<usize> {
+        self.level_starts[level] as usize..self.level_starts[level + 1] as usize
+    }
+
+    /// Row of `tokens` that the decoder starts from.
+    pub(super) fn start_row(&self) -> usize {
+        self.start_token() as usize
+    }
+
+    /// Most tokens of a history.
+    pub(super) fn longest(&self) -> usize {
+        self.config.history_cap * (self.levels() + usize::from(self.config.separator))
+    }
+
     fn start_token(&self) -> u32 {
         self.level_starts[self.levels()] + 1
     }
@@ -108,19 +145,16 @@ impl Tiger {
         self.features.codes(item).iter().zip(&self.level_starts).map(|(code, start)| start + u32::from(*code))
     }
 
+    /// Tokens of the newest items of a history, oldest first.
+    pub(super) fn history_tokens(&self, history: &[ItemIdx]) -> Vec<u32> {
+        let separator = self.config.separator.then_some(self.start_token() - 1);
+        let newest = &history[history.len().saturating_sub(self.config.history_cap)..];
+        newest.iter().flat_map(|item| self.item_tokens(*item).chain(separator)).collect()
+    }
+
     /// Histories, which must not be empty, -> their encoder states.
     pub fn encode(&self, histories: &[&[ItemIdx]], mode: Mode) -> Result<Encoded> {
-        let separator = self.start_token() - 1;
-        let rows: Vec<Vec<u32>> = histories
-            .iter()
-            .map(|history| {
-                let newest = &history[history.len().saturating_sub(self.config.history_cap)..];
-                let tokens = newest
-                    .iter()
-                    .flat_map(|item| self.item_tokens(*item).chain(self.config.separator.then_some(separator)));
-                tokens.collect()
-            })
-            .collect();
+        let rows: Vec<Vec<u32>> = histories.iter().map(|history| self.history_tokens(history)).collect();
         let seq = rows.iter().map(Vec::len).max().unwrap_or(1).max(1);
         let mut ids = vec![NO_ROW; rows.len() * seq];
         for (slots, row) in ids.chunks_exact_mut(seq).zip(&rows) {

@@ -1,0 +1,155 @@
+//! How fast does TIGER answer on the CPU: packed weights against the session on tensors, side by side?
+//!
+//! Run: `CANDLE_NUM_THREADS=1 cargo bench -p seqmodel --bench tiger_decode -- [--json] [--rounds N] [--items N --levels L
+//! --codebook-size V --history H --beam W --batch B]`. Default: the paper's sizes, random weights, a catalogue of 12,101
+//! items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16.
+
+use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
+use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
+use seqmodel::ItemFeatures;
+use seqmodel::nn::Parameters;
+use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Instant;
+
+struct Args {
+    words: Vec<String>,
+}
+
+impl Args {
+    fn number(&self, name: &str, default: usize) -> usize {
+        let at = self.words.iter().position(|word| word == name);
+        at.and_then(|at| self.words.get(at + 1)?.parse().ok()).unwrap_or(default)
+    }
+}
+
+/// Milliseconds of a search: (model, constraint and selection).
+fn search<K, S>(kernel: &K, scorer: &mut S, config: &BeamConfig, live: &[LiveMask]) -> (f64, f64, Vec<Vec<Hypothesis>>)
+where
+    K: BeamKernel<Scores = Scores, Beams = CpuBeams>,
+    S: StepScorer<K>,
+{
+    let (mut model, mut select) = (0.0, 0.0);
+    let ms = |begin: Instant| begin.elapsed().as_secs_f64() * 1e3;
+    let begin = Instant::now();
+    let mut beams = kernel.start(live.len(), live, config.score).expect("masks of this trie");
+    select += ms(begin);
+    for (level, width) in config.widths.iter().enumerate() {
+        let begin = Instant::now();
+        let scores = scorer.score(level, &beams).expect("scores");
+        model += ms(begin);
+        let begin = Instant::now();
+        kernel.step(&mut beams, &scores, *width).expect("scores of this level");
+        select += ms(begin);
+    }
+    let begin = Instant::now();
+    let lists = kernel.finish(beams, config.top_k).expect("as many steps as levels");
+    (model, select + ms(begin), lists)
+}
+
+fn quantile(times: &[f64], share: f64) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times[((times.len() - 1) as f64 * share).round() as usize]
+}
+
+/// Multiplications and additions of a request, in billions.
+fn giga_flops(config: &TigerConfig, seq: usize, beam: usize, levels: usize, codes: usize) -> f64 {
+    let inner = config.heads * config.head_dim;
+    let (dim, hidden) = (config.dim, config.hidden);
+    let encoder = config.encoder_layers * seq * (4 * dim * inner + 2 * dim * hidden + 2 * seq * inner);
+    let memory = config.decoder_layers * seq * 2 * dim * inner;
+    let rows = 1 + (levels - 1) * beam;
+    let row = config.decoder_layers * (6 * dim * inner + 2 * dim * hidden + 2 * seq * inner) + dim * codes;
+    2.0 * (encoder + memory + rows * row) as f64 / 1e9
+}
+
+fn main() {
+    let args = Args { words: std::env::args().collect() };
+    let json = args.words.iter().any(|word| word == "--json");
+    let (items, levels) = (args.number("--items", 12_101), args.number("--levels", 4));
+    let (codes, history) = (args.number("--codebook-size", 256), args.number("--history", 20));
+    let rounds = args.number("--rounds", 30).max(1);
+    let spec = SidSpec { codebook_sizes: vec![codes as u32; levels], suffix_size: None };
+    let code = |at: usize| (mix(at as u64) % codes as u64) as Code;
+    let table = SidTable::new(spec, (0..items * levels).map(code).collect()).expect("codes fit");
+    let features = ItemFeatures::new(Arc::new(table), None).expect("no content");
+    let trie = Trie::build(features.sids()).expect("fits");
+    let config = TigerConfig { history_cap: history, ..TigerConfig::default() };
+    let model = Tiger::new(&config, features, &Parameters::new(1).builder()).expect("valid sizes");
+    let begin = Instant::now();
+    let packed = PackedTiger::new(&model).expect("packs");
+    let pack_ms = begin.elapsed().as_secs_f64() * 1e3;
+
+    let mut cases: Vec<(usize, usize)> =
+        [1, 16].iter().flat_map(|batch| [10, 30, 50].map(|beam| (*batch, beam))).collect();
+    if args.words.iter().any(|word| word == "--beam" || word == "--batch") {
+        cases = vec![(args.number("--batch", 1), args.number("--beam", 50))];
+    }
+    for (batch, beam) in cases {
+        let beams = BeamConfig::uniform(beam, levels, beam);
+        let live = vec![LiveMask::all(&trie); batch];
+        let (mut plain, mut fast, mut encode, mut decode, mut select) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut gap, mut same, mut all) = (0f32, 0usize, 0u32);
+        let rounds = if batch > 1 { rounds.div_ceil(5) } else { rounds };
+        for round in 0..rounds + 2 {
+            let item = |at: usize| ItemIdx((mix((round * batch * history + at) as u64 ^ 77) % items as u64) as u32);
+            let histories: Vec<Vec<ItemIdx>> =
+                (0..batch).map(|request| (0..history).map(|i| item(request * history + i)).collect()).collect();
+            let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+            let begin = Instant::now();
+            let mut session = TigerSession::new(&model, &histories).expect("histories");
+            let (_, _, expected) = search(&CpuKernel::new(&trie), &mut session, &beams, &live);
+            let plain_ms = begin.elapsed().as_secs_f64() * 1e3;
+            let begin = Instant::now();
+            let mut session = packed.session(&histories);
+            let encode_ms = begin.elapsed().as_secs_f64() * 1e3;
+            let (model_ms, select_ms, found) = search(&SimdKernel::new(&trie), &mut session, &beams, &live);
+            let fast_ms = begin.elapsed().as_secs_f64() * 1e3;
+            for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
+                gap = gap.max((a.log_prob - b.log_prob).abs());
+                same += usize::from(a.item == b.item);
+                all += 1;
+            }
+            if round >= 2 {
+                plain.push(plain_ms);
+                fast.push(fast_ms);
+                encode.push(encode_ms);
+                decode.push(model_ms);
+                select.push(select_ms);
+            }
+        }
+        let half = |times: &[f64]| quantile(times, 0.5);
+        let gflop = giga_flops(&config, history * levels, beam, levels, codes) * batch as f64;
+        let line = json!({
+            "name": "tiger_decode", "device": "cpu", "threads": rayon_threads(batch),
+            "params": {"items": items, "levels": levels, "codebook_size": codes, "history": history, "beam": beam, "batch": batch},
+            "p50_ms": half(&fast), "p99_ms": quantile(&fast, 0.99), "per_second": 1e3 * batch as f64 / half(&fast),
+            "plain_p50_ms": half(&plain), "times_faster": half(&plain) / half(&fast), "encode_ms": half(&encode),
+            "model_ms": half(&decode), "select_ms": half(&select), "select_share": half(&select) / (half(&decode) + half(&select)),
+            "gflops": gflop / half(&fast) * 1e3, "pack_ms": pack_ms,
+            "checks": {"largest_gap": gap, "same_item_at_rank": same as f64 / f64::from(all)},
+        });
+        if json {
+            println!("{line}");
+        } else {
+            println!(
+                "batch {batch:2}, {beam} beams: packed {:7.2} ms (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; {:.0} GFLOP/s; gap {gap:.1e}, same {same} of {all}",
+                half(&fast),
+                half(&encode),
+                half(&decode),
+                half(&select),
+                100.0 * half(&select) / (half(&decode) + half(&select)),
+                half(&plain),
+                half(&plain) / half(&fast),
+                gflop / half(&fast) * 1e3,
+            );
+        }
+    }
+}
+
+/// A single request runs on the calling thread.
+fn rayon_threads(batch: usize) -> usize {
+    if batch == 1 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(batch) }
+}

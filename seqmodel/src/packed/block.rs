@@ -1,0 +1,278 @@
+//! A transformer block with packed weights, run for one request in memory that is kept from step to step.
+//!
+//! Norm weights are folded into the products behind them. Keys and values that several queries read, those of a
+//! history, are packed per head once; the keys of a beam's own path are read where the earlier steps left them.
+
+use super::matrix::{Into, Packed, Rows};
+use crate::Result;
+use crate::nn::{Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, with_values};
+
+/// Norm in front of a projection, both as one matrix.
+fn folded(norm: Option<&RmsNorm>, linear: &[&Linear], scale: f32) -> Result<Packed> {
+    let scales = norm.map(|norm| with_values(norm.weight(), <[f32]>::to_vec)).transpose()?;
+    let mut rows = Vec::new();
+    let mut inputs = 0;
+    for linear in linear {
+        inputs = linear.weight().dim(1)?;
+        with_values(&linear.weight().contiguous()?, |values| rows.extend_from_slice(values))?;
+    }
+    let at = |output: usize, input: usize| {
+        rows[output * inputs + input] * scale * scales.as_ref().map_or(1.0, |scales| scales[input])
+    };
+    Ok(Packed::new(rows.len() / inputs.max(1), inputs, at))
+}
+
+/// Packed weights of a block.
+#[derive(Debug, Clone)]
+pub(crate) struct PackedBlock {
+    shape: AttentionShape,
+    query_key_value: Packed,
+    output: Packed,
+    /// Queries, keys and values, output.
+    memory: Option<(Packed, Packed, Packed)>,
+    inner: Packed,
+    outer: Packed,
+}
+
+/// Keys and values of one history for one block, head by head.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PackedMemory {
+    keys: Vec<Packed>,
+    values: Vec<Packed>,
+}
+
+/// Rows that a step needs; grows to the largest step and stays.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scratch {
+    normed: Vec<f32>,
+    projected: Vec<f32>,
+    mixed: Vec<f32>,
+    scores: Vec<f32>,
+    hidden: Vec<f32>,
+    memory: PackedMemory,
+}
+
+/// Additions to attention scores: (heads, distances), the distance 0 at `zero`, keys behind the query to its right.
+#[derive(Debug, Clone)]
+pub(crate) struct Bias {
+    pub(crate) table: Vec<f32>,
+    pub(crate) distances: usize,
+    pub(crate) zero: usize,
+}
+
+impl PackedBlock {
+    pub(crate) fn new(block: &Block) -> Result<Self> {
+        let (attention_norm, attention) = block.attention();
+        let shape = attention.shape();
+        // The scale of the scores goes into the queries.
+        let scale = if shape.scaled { (shape.head_dim as f32).powf(-0.5) } else { 1.0 };
+        let (query, key_value, output) = attention.projections();
+        let scaled = folded(Some(attention_norm), &[query], scale)?;
+        let rest = folded(Some(attention_norm), &[key_value], 1.0)?;
+        let memory = block.memory().map(|(norm, attention): (&RmsNorm, &Attention)| {
+            let (query, key_value, output) = attention.projections();
+            let query = folded(Some(norm), &[query], scale)?;
+            Result::Ok((query, folded(None, &[key_value], 1.0)?, folded(None, &[output], 1.0)?))
+        });
+        let (norm, feed_forward) = block.feed_forward();
+        let (inner, outer) = feed_forward.projections();
+        Ok(Self {
+            shape,
+            query_key_value: Packed::join(&scaled, &rest),
+            output: folded(None, &[output], 1.0)?,
+            memory: memory.transpose()?,
+            inner: folded(Some(norm), &[inner], 1.0)?,
+            outer: folded(None, &[outer], 1.0)?,
+        })
+    }
+
+    fn width(&self) -> usize {
+        self.shape.heads * self.shape.head_dim
+    }
+
+    /// All positions of one history attend to each other: x (seq, dim).
+    pub(crate) fn encode(&self, x: &mut [f32], seq: usize, bias: &Bias, scratch: &mut Scratch) {
+        let (dim, width, hd) = (self.shape.dim, self.width(), self.shape.head_dim);
+        norm(x, dim, &mut scratch.normed);
+        let stride = 3 * width;
+        scratch.projected.resize(seq * stride, 0.0);
+        let rows = Rows { data: &scratch.normed, stride: dim, count: seq };
+        self.query_key_value.product(rows, &mut scratch.projected, stride, Into::Place);
+        let mut memory = std::mem::take(&mut scratch.memory);
+        memory.fill(&scratch.projected[width..], stride, seq, &self.shape);
+        scratch.mixed.resize(seq * width, 0.0);
+        for head in 0..self.shape.heads {
+            let queries = Rows { data: &scratch.projected[head * hd..], stride, count: seq };
+            let line = &bias.table[head * bias.distances..][..bias.distances];
+            let bias = |query: usize| &line[bias.zero - query..][..seq];
+            memory.attend(head, queries, Some(&bias), &mut scratch.scores, &mut scratch.mixed[head * hd..], width);
+        }
+        scratch.memory = memory;
+        let mixed = Rows { data: &scratch.mixed, stride: width, count: seq };
+        self.output.product(mixed, x, dim, Into::Sum);
+        self.feed_forward(x, seq, scratch);
+    }
+
+    /// One new position of each beam: x (rows, dim). `past[t]` holds what this block gave to `new` at step t: (rows of
+    /// the step, key, value); `ancestors` (rows, steps so far) says which of those rows a beam continues.
+    pub(crate) fn step(
+        &self,
+        x: &mut [f32],
+        bias: Option<&Bias>,
+        memory: Option<&PackedMemory>,
+        past: &[Vec<f32>],
+        ancestors: &[u32],
+        scratch: &mut Scratch,
+    ) -> Vec<f32> {
+        let (dim, width) = (self.shape.dim, self.width());
+        let rows = x.len() / dim;
+        norm(x, dim, &mut scratch.normed);
+        let stride = 3 * width;
+        scratch.projected.resize(rows * stride, 0.0);
+        let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
+        self.query_key_value.product(normed, &mut scratch.projected, stride, Into::Place);
+        let projected = &scratch.projected;
+        let new: Vec<f32> =
+            (0..rows).flat_map(|row| &projected[row * stride + width..][..2 * width]).copied().collect();
+        scratch.mixed.resize(rows * width, 0.0);
+        let mixed = &mut scratch.mixed;
+        pulp::Arch::new().dispatch(|| self.own_path(projected, bias, past, &new, ancestors, mixed));
+        let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
+        self.output.product(mixed, x, dim, Into::Sum);
+        if let (Some((query, _, output)), Some(memory)) = (&self.memory, memory) {
+            norm(x, dim, &mut scratch.normed);
+            let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
+            query.product(normed, &mut scratch.projected, width, Into::Place);
+            let hd = self.shape.head_dim;
+            for head in 0..self.shape.heads {
+                let queries = Rows { data: &scratch.projected[head * hd..], stride: width, count: rows };
+                memory.attend(head, queries, None, &mut scratch.scores, &mut scratch.mixed[head * hd..], width);
+            }
+            let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
+            output.product(mixed, x, dim, Into::Sum);
+        }
+        self.feed_forward(x, rows, scratch);
+        new
+    }
+
+    /// Keys and values of a history (seq, dim) for this block.
+    pub(crate) fn memory(&self, states: &[f32], seq: usize, scratch: &mut Scratch) -> PackedMemory {
+        let mut memory = PackedMemory::default();
+        if let Some((_, key_value, _)) = &self.memory {
+            let stride = 2 * self.width();
+            scratch.projected.resize(seq * stride, 0.0);
+            let states = Rows { data: states, stride: self.shape.dim, count: seq };
+            key_value.product(states, &mut scratch.projected, stride, Into::Place);
+            memory.fill(&scratch.projected, stride, seq, &self.shape);
+        }
+        memory
+    }
+
+    fn feed_forward(&self, x: &mut [f32], rows: usize, scratch: &mut Scratch) {
+        let (dim, hidden) = (self.shape.dim, self.inner.outputs());
+        norm(x, dim, &mut scratch.normed);
+        scratch.hidden.resize(rows * hidden, 0.0);
+        let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
+        self.inner.product(normed, &mut scratch.hidden, hidden, Into::Relu);
+        let hidden_rows = Rows { data: &scratch.hidden, stride: hidden, count: rows };
+        self.outer.product(hidden_rows, x, dim, Into::Sum);
+    }
+
+    /// Attention of each beam to its own few positions.
+    #[inline(always)]
+    fn own_path(
+        &self,
+        projected: &[f32],
+        bias: Option<&Bias>,
+        past: &[Vec<f32>],
+        new: &[f32],
+        ancestors: &[u32],
+        mixed: &mut [f32],
+    ) {
+        let (width, hd, steps) = (self.width(), self.shape.head_dim, past.len());
+        let mut weights = vec![0.0; steps + 1];
+        for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
+            let ancestors = &ancestors[row * steps..][..steps];
+            let at = |t: usize| match past.get(t) {
+                Some(past) => &past[ancestors[t] as usize * 2 * width..][..2 * width],
+                None => &new[row * 2 * width..][..2 * width],
+            };
+            for head in 0..self.shape.heads {
+                let query = &projected[row * 3 * width + head * hd..][..hd];
+                for (t, weight) in weights.iter_mut().enumerate() {
+                    *weight = dot(query, &at(t)[head * hd..][..hd]);
+                    if let Some(bias) = bias {
+                        *weight += bias.table[head * bias.distances + bias.zero + t - steps];
+                    }
+                }
+                let max = max_of(&weights);
+                weights.iter_mut().for_each(|weight| *weight = exp(*weight - max));
+                let scale = 1.0 / weights.iter().sum::<f32>();
+                let mixed = &mut mixed[head * hd..][..hd];
+                mixed.fill(0.0);
+                for (t, weight) in weights.iter().enumerate() {
+                    axpy(mixed, weight * scale, &at(t)[width + head * hd..][..hd]);
+                }
+            }
+        }
+    }
+}
+
+impl PackedMemory {
+    /// From rows of keys and values, all heads beside each other: (seq, 2 * heads * `head_dim`), `stride` apart.
+    fn fill(&mut self, rows: &[f32], stride: usize, seq: usize, shape: &AttentionShape) {
+        let (heads, hd) = (shape.heads, shape.head_dim);
+        self.keys.resize_with(heads, Packed::default);
+        self.values.resize_with(heads, Packed::default);
+        for head in 0..heads {
+            let (key, value) = (head * hd, (heads + head) * hd);
+            self.keys[head].fill(seq, hd, |position, i| rows[position * stride + key + i]);
+            self.values[head].fill(hd, seq, |i, position| rows[position * stride + value + i]);
+        }
+    }
+
+    /// Softmax over all positions, and the mixture of their values: into rows of `mixed` that are `width` apart.
+    fn attend<'b>(
+        &self,
+        head: usize,
+        queries: Rows,
+        bias: Option<&dyn Fn(usize) -> &'b [f32]>,
+        scores: &mut Vec<f32>,
+        mixed: &mut [f32],
+        width: usize,
+    ) {
+        let seq = self.keys[head].outputs();
+        scores.resize(queries.count * seq, 0.0);
+        self.keys[head].product(queries, scores, seq, Into::Place);
+        pulp::Arch::new().dispatch(|| {
+            for (query, row) in scores.chunks_exact_mut(seq.max(1)).enumerate() {
+                if let Some(bias) = bias {
+                    axpy(row, 1.0, bias(query));
+                }
+                let max = max_of(row);
+                let mut lanes = [0f32; 16];
+                for chunk in row.chunks_mut(16) {
+                    for (lane, weight) in lanes.iter_mut().zip(chunk) {
+                        *weight = exp(*weight - max);
+                        *lane += *weight;
+                    }
+                }
+                let scale = 1.0 / lanes.iter().sum::<f32>();
+                row.iter_mut().for_each(|weight| *weight *= scale);
+            }
+        });
+        let weights = Rows { data: scores, stride: seq, count: queries.count };
+        self.values[head].product(weights, mixed, width, Into::Place);
+    }
+}
+
+/// Rows of `x` (rows, dim) over their root mean squares.
+pub(crate) fn norm(x: &[f32], dim: usize, normed: &mut Vec<f32>) {
+    normed.resize(x.len(), 0.0);
+    pulp::Arch::new().dispatch(|| {
+        for (normed, x) in normed.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+            let scale = 1.0 / (dot(x, x) / dim as f32 + RmsNorm::EPSILON).sqrt();
+            normed.iter_mut().zip(x).for_each(|(normed, x)| *normed = x * scale);
+        }
+    });
+}
