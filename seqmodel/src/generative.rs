@@ -75,8 +75,9 @@ impl Generator for Rqt {
         guidance: Option<&Guidance>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
         let kernel = SimdKernel::new(trie);
-        let states = self.encode(histories)?;
-        let mut session = RqtSession::new(self, states.clone());
+        let encoded = self.encode(histories)?;
+        let states = encoded.states.clone();
+        let mut session = RqtSession::new(self, encoded)?;
         let Some(guidance) = guidance else {
             return Ok(beam::search(&kernel, &mut session, config, histories.len(), live)?);
         };

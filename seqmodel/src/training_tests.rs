@@ -42,7 +42,15 @@ fn small_rqt() -> RqtConfig {
 /// With everything that the presets switch on.
 fn guided_rqt(seed: u64) -> (Rqt, Parameters) {
     let params = Parameters::new(seed);
-    let config = RqtConfig { valid_only: true, dense_weight: 1.0, guide: 0.5, ..small_rqt() };
+    let config = RqtConfig {
+        valid_only: true,
+        dense_weight: 1.0,
+        guide: 0.5,
+        look_back: 3,
+        decoder_layers: 2,
+        level_weights: vec![1.0; 3],
+        ..small_rqt()
+    };
     (Rqt::new(&config, features(), &params.builder()).unwrap(), params)
 }
 
@@ -151,8 +159,8 @@ fn cached_decoding_equals_the_teacher_forced_pass() {
             }
             sum
         };
-        let mut session = RqtSession::new(&rqt, rqt.encode(&[&history]).unwrap());
-        let cached = walk(&mut |level, last| session.advance(level, &[0], &[last]).unwrap().1);
+        let mut session = RqtSession::new(&rqt, rqt.encode(&[&history]).unwrap()).unwrap();
+        let cached = walk(&mut |level, last| session.advance(level, &[0], &[0], &[last]).unwrap().1);
         let items = history.iter().copied().chain([target]).collect();
         let loss = rqt.loss(&[&Window { items, first_target: 2 }], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
         assert!((cached + loss).abs() < 1e-4, "rqt: {cached} {loss}");
@@ -198,6 +206,8 @@ fn contradicting_options_are_named() {
     let bad = [
         (RqtConfig { guide: 0.5, ..RqtConfig::default() }, "guide"),
         (RqtConfig { guide: 1.5, dense_weight: 1.0, ..RqtConfig::default() }, "guide"),
+        (RqtConfig { look_back: 21, ..RqtConfig::default() }, "look_back"),
+        (RqtConfig { level_weights: vec![-1.0], ..RqtConfig::default() }, "level_weights"),
         (RqtConfig { dense_weight: f32::NAN, ..RqtConfig::default() }, "dense_weight"),
         (RqtConfig { valid_only: true, label_smoothing: 0.1, ..RqtConfig::default() }, "label_smoothing"),
     ];

@@ -22,10 +22,14 @@ pub struct RqtConfig {
     pub decoder_layers: usize,
     /// Newest items of a history that are read.
     pub history_cap: usize,
+    /// Newest states of the history that the decoder attends to; with 1 it reads the newest alone, at its input.
+    pub look_back: usize,
     /// Dropout everywhere.
     pub dropout: f32,
     /// Label smoothing of the code distributions.
     pub label_smoothing: f32,
+    /// Weight of each level's loss, suffix included; empty: all 1.
+    pub level_weights: Vec<f32>,
     /// Whether content vectors are projected into the input.
     pub content: bool,
     /// Whether every item has an embedding beside its codes.
@@ -52,8 +56,10 @@ impl Default for RqtConfig {
             layers: 2,
             decoder_layers: 1,
             history_cap: 20,
+            look_back: 1,
             dropout: 0.3,
             label_smoothing: 0.0,
+            level_weights: Vec::new(),
             content: true,
             item_embedding: false,
             item_dropout: 0.2,
@@ -75,6 +81,7 @@ impl RqtConfig {
             ("layers", self.layers, 256),
             ("decoder_layers", self.decoder_layers, 256),
             ("history_cap", self.history_cap, 10_000),
+            ("look_back", self.look_back, self.history_cap),
         ];
         for (field, got, most) in sizes {
             if got == 0 || got > most {
@@ -87,6 +94,10 @@ impl RqtConfig {
             if !(0.0..1.0).contains(&got) {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 to below 1".into() });
             }
+        }
+        if self.level_weights.iter().any(|weight| !(*weight >= 0.0 && weight.is_finite())) {
+            let got = format!("{:?}", self.level_weights);
+            return Err(Error::InvalidConfig { field: "level_weights", got, expected: "0 or more each".into() });
         }
         if !(self.dense_weight >= 0.0 && self.dense_weight.is_finite()) {
             let got = self.dense_weight.to_string();

@@ -11,5 +11,5 @@ mod model;
 mod session;
 
 pub use config::RqtConfig;
-pub use model::Rqt;
+pub use model::{Encoded, Rqt};
 pub use session::RqtSession;

@@ -16,6 +16,15 @@ use std::sync::Arc;
 /// Added to the logit of a code that is ruled out; its exponential is 0 in f32.
 const RULED_OUT: f32 = -1e4;
 
+/// Encoded histories.
+pub struct Encoded {
+    /// State after the newest item of each history: (batch, dim).
+    pub states: Tensor,
+    /// The newest `look_back` states, newest first, and how many of them exist: (batch, `look_back`, dim). `None`
+    /// where the decoder reads the newest state alone.
+    pub memory: Option<(Tensor, Keys)>,
+}
+
 /// The model: immutable, its state lives in sessions.
 #[derive(Debug, Clone)]
 pub struct Rqt {
@@ -59,9 +68,16 @@ impl Rqt {
         let rows = level_starts[spec.len()] as usize;
         let small = Init::Randn { mean: 0.0, stdev: 0.05 };
         let shape = config.attention();
-        let blocks = |name: &str, count| {
+        if !config.level_weights.is_empty() && config.level_weights.len() != spec.len() {
+            return Err(Error::InvalidConfig {
+                field: "level_weights",
+                got: format!("{} numbers", config.level_weights.len()),
+                expected: format!("one per level, {}, or none", spec.len()),
+            });
+        }
+        let blocks = |name: &str, count, memory| {
             (0..count)
-                .map(|i| Block::new(shape, config.hidden, false, &vb.pp(format!("{name}.{i}"))))
+                .map(|i| Block::new(shape, config.hidden, memory, &vb.pp(format!("{name}.{i}"))))
                 .collect::<candle_core::Result<Vec<_>>>()
         };
         let heads = (0..spec.len())
@@ -84,11 +100,11 @@ impl Rqt {
             },
             input_norm: RmsNorm::new(dim, &vb.pp("input_norm"))?,
             bias: RelativeBias::new(32, 64, config.heads, false, &vb.pp("bias"))?,
-            blocks: blocks("blocks", config.layers)?,
+            blocks: blocks("blocks", config.layers, false)?,
             history_norm: RmsNorm::new(dim, &vb.pp("history_norm"))?,
             bridge: Linear::new(dim, dim, (dim as f64).powf(-0.5), &vb.pp("bridge"))?,
             decoder_codes: vb.get_with_hints((rows, dim), "decoder_codes", small)?,
-            decoder: blocks("decoder", config.decoder_layers)?,
+            decoder: blocks("decoder", config.decoder_layers, config.look_back > 1)?,
             decoder_norm: RmsNorm::new(dim, &vb.pp("decoder_norm"))?,
             heads,
             dense: if config.dense_weight > 0.0 {
@@ -195,8 +211,24 @@ impl Rqt {
         items.iter().enumerate().map(|(i, item)| item.filter(|_| !dropped(i)).map_or(NO_ROW, |item| item.0)).collect()
     }
 
-    /// States after the newest item of each history, which must not be empty: -> (batch, dim).
-    pub fn encode(&self, histories: &[&[ItemIdx]]) -> Result<Tensor> {
+    /// What the decoder attends to besides its input: rows of `states` (rows, dim) at `positions`, which count `seen`
+    /// states of their history each.
+    fn memory(&self, states: &Tensor, positions: &[u32], seen: &[usize]) -> Result<Option<(Tensor, Keys)>> {
+        let back = self.config.look_back;
+        if back == 1 {
+            return Ok(None);
+        }
+        // A history that is shorter repeats its oldest state behind the mask.
+        let rows =
+            positions.iter().zip(seen).flat_map(|(at, seen)| (0..back).map(move |i| at - i.min(seen - 1) as u32));
+        let rows = Tensor::from_vec(rows.collect(), positions.len() * back, &Device::Cpu)?;
+        let memory = states.index_select(&rows, 0)?.reshape((positions.len(), back, self.config.dim))?;
+        let exist = seen.iter().map(|seen| back.min(*seen) as u32).collect();
+        Ok(Some((memory, Keys::First(Arc::new(exist)))))
+    }
+
+    /// Reads histories, which must not be empty.
+    pub fn encode(&self, histories: &[&[ItemIdx]]) -> Result<Encoded> {
         let capped: Vec<_> = histories.iter().map(|h| &h[h.len().saturating_sub(self.config.history_cap)..]).collect();
         let seq = capped.iter().map(|h| h.len()).max().unwrap_or(1).max(1);
         let mut items = vec![None; capped.len() * seq];
@@ -206,8 +238,11 @@ impl Rqt {
             }
         }
         let states = self.history(&items, seq, Mode::Eval)?.reshape(((), self.config.dim))?;
-        let last: Vec<u32> = capped.iter().enumerate().map(|(i, h)| (i * seq + h.len().max(1) - 1) as u32).collect();
-        Ok(states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?)
+        let seen: Vec<usize> = capped.iter().map(|h| h.len().max(1)).collect();
+        let last: Vec<u32> = seen.iter().enumerate().map(|(i, seen)| (i * seq + seen - 1) as u32).collect();
+        let memory = self.memory(&states, &last, &seen)?;
+        let states = states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?;
+        Ok(Encoded { states, memory })
     }
 
     /// First decoder input of each row: (rows, dim) -> (rows, 1, dim).
@@ -256,12 +291,13 @@ impl Rqt {
         let (levels, dim) = (self.levels(), self.config.dim);
         let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
         let mut items = vec![None; windows.len() * seq];
-        let (mut positions, mut targets) = (Vec::new(), Vec::new());
+        let (mut positions, mut seen, mut targets) = (Vec::new(), Vec::new(), Vec::new());
         for (i, window) in windows.iter().enumerate() {
             for (t, pair) in window.items.windows(2).enumerate() {
                 items[i * seq + t] = Some(pair[0]);
                 if t >= window.first_target {
                     positions.push((i * seq + t) as u32);
+                    seen.push(t + 1);
                     targets.push(pair[1]);
                 }
             }
@@ -271,6 +307,7 @@ impl Rqt {
         }
         let states = self.history(&items, seq, mode)?.reshape(((), dim))?;
         let count = targets.len();
+        let memory = self.memory(&states, &positions, &seen)?;
         let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
 
         // The decoder reads the state, then the codes but the last; output `l` predicts code `l`. Each level has rows
@@ -289,7 +326,9 @@ impl Rqt {
         };
         let mut x = dropout(&x, self.config.dropout, mode)?;
         for block in &self.decoder {
-            x = block.forward(&x, None, &Keys::Causal, None, mode)?;
+            let kv = memory.as_ref().map(|(states, _)| block.memory_keys_values(states)).transpose()?.flatten();
+            let memory = kv.as_ref().zip(memory.as_ref()).map(|(kv, (_, keys))| (kv, keys));
+            x = block.forward(&x, None, &Keys::Causal, memory, mode)?;
         }
         let mut loss = self.dense_loss(&states, &targets, mode)?;
         for level in 0..levels {
@@ -298,7 +337,10 @@ impl Rqt {
                 logits = (logits + self.ruled_out(trie, level, &targets)?)?;
             }
             let codes = targets.iter().map(|t| u32::from(self.features.codes(*t)[level])).collect();
-            let term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
+            let mut term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
+            if let Some(weight) = self.config.level_weights.get(level) {
+                term = (term * f64::from(*weight))?;
+            }
             loss = Some(match loss {
                 Some(loss) => (loss + term)?,
                 None => term,

@@ -2,7 +2,8 @@
 
 use super::Tiger;
 use crate::Result;
-use crate::nn::{Keys, log_softmax_rows};
+use crate::memory::SharedMemory;
+use crate::nn::log_softmax_rows;
 use beam::{BeamKernel, CpuBeams, Scores, StepScorer};
 use candle_core::{Device, Tensor};
 use rqvae::{ItemIdx, Mode};
@@ -10,10 +11,7 @@ use rqvae::{ItemIdx, Mode};
 /// Scores the codes of the next item for a batch of histories.
 pub struct TigerSession<'a> {
     model: &'a Tiger,
-    /// Per decoder block: (requests, seq, 2 * heads * `head_dim`). All beams of a request read the same memory.
-    memory: Vec<Tensor>,
-    keys: Keys,
-    requests: usize,
+    memory: SharedMemory,
     cache: Vec<Option<Tensor>>,
 }
 
@@ -21,13 +19,9 @@ impl<'a> TigerSession<'a> {
     /// Encodes `histories`, which must not be empty.
     pub fn new(model: &'a Tiger, histories: &[&[ItemIdx]]) -> Result<Self> {
         let encoded = model.encode(histories, Mode::Eval)?;
-        let memory = model
-            .decoder()
-            .iter()
-            .filter_map(|block| block.memory_keys_values(&encoded.states).transpose())
-            .collect::<candle_core::Result<Vec<_>>>()?;
+        let memory = SharedMemory::new(model.decoder(), &encoded.states, encoded.keys)?;
         let cache = vec![None; model.decoder().len()];
-        Ok(Self { model, memory, keys: encoded.keys, requests: histories.len(), cache })
+        Ok(Self { model, memory, cache })
     }
 
     /// Log-probabilities of `level` for rows of requests `requests` (ascending) that continue row `parents[row]` of the
@@ -39,41 +33,19 @@ impl<'a> TigerSession<'a> {
         parents: &[u32],
         codes: &[u32],
     ) -> Result<(usize, Vec<f32>)> {
-        let rows = requests.len();
-        let cpu = &Device::Cpu;
         if level > 0 {
-            let parents = Tensor::from_slice(parents, rows, cpu)?;
+            let parents = Tensor::from_slice(parents, parents.len(), &Device::Cpu)?;
             for cache in self.cache.iter_mut().flatten() {
                 *cache = cache.index_select(&parents, 0)?;
             }
         }
-        // Beams become query positions of their request, so that the memory is not copied per beam.
-        let mut slots = vec![0u32; rows];
-        let mut counts = vec![0usize; self.requests];
-        for (slot, request) in slots.iter_mut().zip(requests) {
-            *slot = counts[*request] as u32;
-            counts[*request] += 1;
-        }
-        let width = counts.iter().copied().max().unwrap_or(0).max(1);
-        let mut spread = vec![0u32; self.requests * width];
-        for (row, request) in requests.iter().enumerate() {
-            let at = request * width + slots[row] as usize;
-            slots[row] = at as u32;
-            spread[at] = row as u32;
-        }
-        let spread = Tensor::from_vec(spread, self.requests * width, cpu)?;
-        let slots = Tensor::from_vec(slots, rows, cpu)?;
-
+        let spread = self.memory.spread(requests)?;
         let mut x = self.model.input(level, codes)?;
-        let dim = x.dim(2)?;
         let bias = self.model.step_bias(level + 1)?;
-        for ((block, cache), memory) in self.model.decoder().iter().zip(&mut self.cache).zip(&self.memory) {
+        for (at, (block, cache)) in self.model.decoder().iter().zip(&mut self.cache).enumerate() {
             let past = if level == 0 { None } else { cache.as_ref() };
             let (y, kv) = block.step(&x, past, Some(&bias), |norm, attention, x| {
-                let queries = norm.forward(x)?.squeeze(1)?.index_select(&spread, 0)?;
-                let queries = queries.reshape((self.requests, width, dim))?;
-                let mixed = attention.forward(&queries, memory, None, &self.keys, Mode::Eval)?;
-                x + mixed.reshape(((), dim))?.index_select(&slots, 0)?.unsqueeze(1)?
+                self.memory.attend(at, &spread, (norm, attention), x)
             })?;
             x = y;
             *cache = Some(kv);
