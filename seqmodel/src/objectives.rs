@@ -42,6 +42,10 @@ impl Objective for RqtObjective<'_> {
         self.windows.iter().map(|w| w.items.len()).collect()
     }
 
+    fn targets(&self, rows: &[u32]) -> usize {
+        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
+    }
+
     fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
         self.model.loss(&pick(self.windows, rows), mode)
     }
@@ -52,6 +56,10 @@ impl Objective for TigerObjective<'_> {
         self.samples.iter().map(|s| s.history.len()).collect()
     }
 
+    fn targets(&self, rows: &[u32]) -> usize {
+        rows.len()
+    }
+
     fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
         self.model.loss(&pick(self.samples, rows), mode)
     }
@@ -60,6 +68,10 @@ impl Objective for TigerObjective<'_> {
 impl Objective for SasRecObjective<'_> {
     fn lengths(&self) -> Vec<usize> {
         self.windows.iter().map(|w| w.items.len()).collect()
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
     }
 
     fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {

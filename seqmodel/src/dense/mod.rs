@@ -2,4 +2,4 @@
 
 mod sasrec;
 
-pub use sasrec::{SasRec, SasRecConfig, SasRecRetriever};
+pub use sasrec::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever};

@@ -1,7 +1,8 @@
-//! SASRec with full-softmax cross-entropy: the strongest fair baseline.
+//! SASRec, by default with full-softmax cross-entropy: the strongest fair baseline.
 //!
 //! Paper: Kang and `McAuley` 2018, Self-Attentive Sequential Recommendation, sec. III; the loss over all items instead
-//! of one negative is what Klenitskiy and Vasilev 2023 found to matter.
+//! of one negative is what Klenitskiy and Vasilev 2023 found to matter. The paper's loss and the calibrated one of
+//! Petrov and Macdonald 2023 (gSASRec, sec. 5) are options.
 //! Deviations: pre-norm blocks with RMS norm and relative position bias, as in the other models here.
 
 use crate::data::Window;
@@ -15,9 +16,31 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::init::Init;
 use rayon::prelude::*;
-use rqvae::{ItemIdx, Mode};
+use rqvae::{ItemIdx, Mode, mix};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// What the next item is told from.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SasRecLoss {
+    /// All items, by softmax.
+    #[default]
+    CrossEntropy,
+    /// Drawn negatives, each by itself (binary cross-entropy). The paper has one.
+    Bce {
+        /// Drawn uniformly for each target.
+        negatives: usize,
+    },
+    /// The same with the positive's probability raised to the power beta, which undoes the overconfidence that drawing
+    /// negatives brings: beta = alpha (t (1 - 1 / alpha) + 1 / alpha), alpha the share of negatives drawn.
+    Gbce {
+        /// Drawn uniformly for each target.
+        negatives: usize,
+        /// 0: as binary cross-entropy; 1: fully calibrated.
+        t: f64,
+    },
+}
 
 /// Sizes and regularisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,11 +56,13 @@ pub struct SasRecConfig {
     pub history_cap: usize,
     /// Dropout everywhere.
     pub dropout: f32,
+    /// The loss.
+    pub loss: SasRecLoss,
 }
 
 impl Default for SasRecConfig {
     fn default() -> Self {
-        Self { dim: 64, heads: 2, layers: 2, history_cap: 50, dropout: 0.3 }
+        Self { dim: 64, heads: 2, layers: 2, history_cap: 50, dropout: 0.3, loss: SasRecLoss::CrossEntropy }
     }
 }
 
@@ -57,6 +82,17 @@ impl SasRecConfig {
                 got: self.dropout.to_string(),
                 expected: "0 to below 1".into(),
             });
+        }
+        if let SasRecLoss::Bce { negatives } | SasRecLoss::Gbce { negatives, .. } = self.loss
+            && !(1..=4096).contains(&negatives)
+        {
+            let got = negatives.to_string();
+            return Err(Error::InvalidConfig { field: "loss.negatives", got, expected: "1 to 4096".into() });
+        }
+        if let SasRecLoss::Gbce { t, .. } = self.loss
+            && !(0.0..=1.0).contains(&t)
+        {
+            return Err(Error::InvalidConfig { field: "loss.t", got: t.to_string(), expected: "0 to 1".into() });
         }
         if self.layers == 0 || self.history_cap == 0 {
             return Err(Error::InvalidConfig {
@@ -119,7 +155,7 @@ impl SasRec {
         Ok(self.norm.forward(&x)?.reshape(((), dim))?)
     }
 
-    /// Mean cross-entropy over all items at every position that has a target.
+    /// Mean loss over all positions that have a target.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
         let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
         let mut ids = vec![NO_ROW; windows.len() * seq];
@@ -139,7 +175,38 @@ impl SasRec {
         let count = positions.len();
         let states = self.states(ids, seq, mode)?;
         let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
-        Ok(cross_entropy(&project(&states, &self.items)?, targets, 0.0)?)
+        match self.config.loss {
+            SasRecLoss::CrossEntropy => Ok(cross_entropy(&project(&states, &self.items)?, targets, 0.0)?),
+            SasRecLoss::Bce { negatives } => self.binary(&states, &targets, negatives, 1.0, mode),
+            SasRecLoss::Gbce { negatives, t } => {
+                let alpha = negatives as f64 / (self.items.dim(0)?.max(2) - 1) as f64;
+                self.binary(&states, &targets, negatives, alpha * (t * (1.0 - 1.0 / alpha) + 1.0 / alpha), mode)
+            }
+        }
+    }
+
+    /// Mean over targets of -beta log sigma(positive) - sum log sigma(-negative).
+    fn binary(&self, states: &Tensor, targets: &[u32], negatives: usize, beta: f64, mode: Mode) -> Result<Tensor> {
+        let (count, dim, items) = (targets.len(), self.config.dim, self.items.dim(0)? as u64);
+        let key = match mode {
+            Mode::Train(keys) => keys.next_key(),
+            // A fixed draw, so that the loss of a validation is comparable over time.
+            Mode::Eval => 0,
+        };
+        let mut rows = Vec::with_capacity(count * (1 + negatives));
+        for (at, target) in targets.iter().enumerate() {
+            rows.push(*target);
+            for n in 0..negatives {
+                let draw = mix(key ^ mix((at * negatives + n) as u64)) % (items - 1).max(1);
+                // All items but the target.
+                rows.push(if draw >= u64::from(*target) { (draw + 1).min(items - 1) } else { draw } as u32);
+            }
+        }
+        let rows = embedding_sum(&self.items, rows, 1)?.reshape((count, 1 + negatives, dim))?;
+        let scores = rows.broadcast_mul(&states.unsqueeze(1)?)?.sum(2)?;
+        let positive = (softplus(&scores.narrow(1, 0, 1)?.neg()?)? * beta)?.sum_all()?;
+        let negative = softplus(&scores.narrow(1, 1, negatives)?)?.sum_all()?;
+        Ok(((positive + negative)? / count as f64)?)
     }
 
     /// Scores of all items after each history, which must not be empty -> (batch, items).
@@ -156,6 +223,11 @@ impl SasRec {
         let states = self.states(ids, seq, Mode::Eval)?;
         Ok(project(&states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?, &self.items)?)
     }
+}
+
+/// log(1 + exp(x)), without overflow.
+fn softplus(x: &Tensor) -> Result<Tensor> {
+    Ok((x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?)
 }
 
 /// Ranks the whole catalogue by SASRec's scores.

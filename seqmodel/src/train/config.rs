@@ -4,12 +4,27 @@ use crate::{Error, Result};
 use rqvae::{AdamWConfig, Decay, Schedule};
 use serde::{Deserialize, Serialize};
 
+/// A validation metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Select {
+    /// Share of users whose target is among the first ten.
+    #[default]
+    #[serde(rename = "recall@10")]
+    Recall,
+    /// Discounted gain of the first ten.
+    #[serde(rename = "ndcg@10")]
+    Ndcg,
+}
+
 /// Numbers of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Windows or samples per step.
     pub batch_size: usize,
+    /// Windows or samples per backward pass; the gradients of the parts of a batch add up to that of the whole. Saves
+    /// memory. 0: the whole batch at once.
+    pub micro_batch: usize,
     /// Learning rate after warm-up.
     pub learning_rate: f64,
     /// Steps of linear warm-up.
@@ -20,13 +35,18 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Largest gradient norm, 0 for no clipping.
     pub clip_norm: f64,
+    /// Decay per step of the running average of the weights that is validated, saved and used; 0: the weights
+    /// themselves.
+    pub ema_decay: f64,
     /// Passes over the training data at most.
     pub max_epochs: u64,
     /// Epochs between validations.
     pub eval_every: u64,
     /// Validation users looked at, drawn once by the seed; 0 for all.
     pub eval_users: usize,
-    /// Validations without a better recall@10 before training stops.
+    /// What the best weights are chosen by.
+    pub select: Select,
+    /// Validations without a better figure before training stops.
     pub patience: u64,
     /// Seconds after which training stops, 0 for no limit. The learning rate does not look at it.
     pub time_limit_s: u64,
@@ -38,14 +58,17 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             batch_size: 256,
+            micro_batch: 0,
             learning_rate: 1e-3,
             warmup_steps: 200,
             decay: Decay::Cosine,
             weight_decay: 0.05,
             clip_norm: 1.0,
+            ema_decay: 0.0,
             max_epochs: 100,
             eval_every: 2,
             eval_users: 3000,
+            select: Select::Recall,
             patience: 10,
             time_limit_s: 0,
             seed: 0,
@@ -70,6 +93,9 @@ impl TrainConfig {
         }
         if !(self.clip_norm >= 0.0 && self.clip_norm.is_finite()) {
             return invalid("clip_norm", self.clip_norm.to_string(), "0 or more");
+        }
+        if !(0.0..1.0).contains(&self.ema_decay) {
+            return invalid("ema_decay", self.ema_decay.to_string(), "0 to below 1");
         }
         for (field, value) in
             [("max_epochs", self.max_epochs), ("eval_every", self.eval_every), ("patience", self.patience)]

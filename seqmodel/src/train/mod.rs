@@ -3,5 +3,5 @@
 mod config;
 mod trainer;
 
-pub use config::TrainConfig;
+pub use config::{Select, TrainConfig};
 pub use trainer::{EpochRecord, Identity, Objective, Outcome, Stop, Trainer, Validation};

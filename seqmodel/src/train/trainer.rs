@@ -3,26 +3,35 @@
 //! Shuffles are keyed by (seed, epoch) and dropout by (seed, step), so the state of a run is its weights, its moments
 //! and a handful of counters.
 
-use super::TrainConfig;
+use super::{Select, TrainConfig};
 use crate::data::Batches;
 use crate::nn::{Parameters, load_parameters, save_parameters};
 use crate::{Error, Result};
 use candle_core::Tensor;
+use candle_core::backprop::GradStore;
 use rqvae::{AdamW, Checkpoint, CheckpointDir, Mode, SeededRng, StepKeys};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
+
+/// Weights to use, in a checkpoint.
+const WEIGHTS: &str = "model.safetensors";
+/// Weights to train on, where an average is used.
+const TRAINED: &str = "trained.safetensors";
 
 /// One way to turn rows of training data into a scalar loss; the trainer knows nothing else about a model.
 pub trait Objective {
     /// Length of every training sample; batches bring similar lengths together.
     fn lengths(&self) -> Vec<usize>;
 
+    /// Number of targets that the mean loss of `rows` is taken over.
+    fn targets(&self, rows: &[u32]) -> usize;
+
     /// Loss of the samples `rows`.
     fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor>;
 }
 
-/// What validation found; `recall@10` chooses the best weights.
+/// What validation found; one of the two chooses the best weights.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// Share of users whose target is among the first ten.
@@ -78,7 +87,7 @@ pub struct Outcome {
     pub steps: u64,
     /// Epochs finished.
     pub epochs: u64,
-    /// Best validation recall@10.
+    /// Best validation figure, of the metric the run selects by.
     pub best: f64,
     /// Step of the best validation.
     pub best_step: u64,
@@ -162,6 +171,12 @@ impl<'a> Trainer<'a> {
         if resume && let Some(saved) = self.restore(&mut optim)? {
             state = saved;
         }
+        let mut average = Average::new(self.config.ema_decay, self.params)?;
+        if state.step > 0
+            && let Some((latest, average)) = self.latest()?.zip(average.as_mut())
+        {
+            average.weights = load_parameters(&latest.read(WEIGHTS)?, &latest.file(WEIGHTS))?.into_iter().collect();
+        }
         let mut best_weights = None;
         let (began, before) = (Instant::now(), state.seconds);
         let stop = loop {
@@ -175,18 +190,17 @@ impl<'a> Trainer<'a> {
             while state.batch < batches.len() {
                 if interrupted() {
                     state.seconds = before + began.elapsed().as_secs_f64();
-                    self.save(&state, &optim, false)?;
+                    self.save(&state, &optim, average.as_ref(), false)?;
                     return Ok(outcome(Stop::Interrupted, &state));
                 }
                 lr = schedule.at(state.step);
                 let rows = batches.rows(state.batch);
                 let keys = StepKeys::new(&rng, state.step);
-                let loss = objective.loss(rows, Mode::Train(&keys))?;
-                let value = f64::from(loss.to_scalar::<f32>()?);
-                if !value.is_finite() {
-                    return Err(Error::NonFiniteLoss { step: state.step, loss: value });
+                let (value, grads) = self.gradients(objective, rows, state.step, &keys)?;
+                grad_norm = optim.step(&grads, lr)?;
+                if let Some(average) = &mut average {
+                    average.update(self.params, state.step)?;
                 }
-                grad_norm = optim.step(&loss.backward()?, lr)?;
                 state.loss_sum += value;
                 state.step += 1;
                 state.batch += 1;
@@ -202,20 +216,28 @@ impl<'a> Trainer<'a> {
             let last = state.epoch >= self.config.max_epochs || out_of_time;
             let mut val = None;
             if last || state.epoch.is_multiple_of(self.config.eval_every) {
+                let trained = average.as_ref().map(|average| average.swap_in(self.params)).transpose()?;
                 let found = validate()?;
+                let figure = match self.config.select {
+                    Select::Recall => found.recall_at_10,
+                    Select::Ndcg => found.ndcg_at_10,
+                };
                 val = Some(found);
-                let better = state.best.is_none_or(|best| found.recall_at_10 > best);
+                let better = state.best.is_none_or(|best| figure > best);
                 if better {
-                    (state.best, state.best_step, state.stale) = (Some(found.recall_at_10), state.step, 0);
+                    (state.best, state.best_step, state.stale) = (Some(figure), state.step, 0);
                     if self.output.is_none() {
                         best_weights = Some(self.params.snapshot()?);
                     }
                 } else {
                     state.stale += 1;
                 }
+                if let Some(trained) = trained {
+                    self.params.assign(&trained)?;
+                }
                 state.seconds = before + began.elapsed().as_secs_f64();
                 state.finished = last || state.stale >= self.config.patience;
-                self.save(&state, &optim, better)?;
+                self.save(&state, &optim, average.as_ref(), better)?;
             }
             record(&EpochRecord {
                 step: state.step,
@@ -237,7 +259,7 @@ impl<'a> Trainer<'a> {
         match (&self.output, best_weights) {
             (Some((dir, _)), _) => {
                 if let Some(best) = dir.best()? {
-                    load_weights(self.params, &best)?;
+                    load_weights(self.params, &best, WEIGHTS)?;
                 }
             }
             (None, Some(weights)) => self.params.assign(&weights.into_iter().collect::<HashMap<_, _>>())?,
@@ -246,16 +268,69 @@ impl<'a> Trainer<'a> {
         Ok(outcome(stop, &state))
     }
 
-    fn save(&self, state: &RunState, optim: &AdamW, best: bool) -> Result<()> {
+    /// Loss and gradients of the batch `rows`, in one pass or in parts that weigh by their targets.
+    fn gradients(
+        &self,
+        objective: &dyn Objective,
+        rows: &[u32],
+        step: u64,
+        keys: &StepKeys,
+    ) -> Result<(f64, GradStore)> {
+        let size = if self.config.micro_batch == 0 { rows.len() } else { self.config.micro_batch };
+        let all = objective.targets(rows) as f64;
+        let (mut sum, mut total) = (0.0, None::<GradStore>);
+        for part in rows.chunks(size.max(1)) {
+            let mut loss = objective.loss(part, Mode::Train(keys))?;
+            if part.len() < rows.len() {
+                loss = (loss * (objective.targets(part) as f64 / all))?;
+            }
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            if !value.is_finite() {
+                return Err(Error::NonFiniteLoss { step, loss: value });
+            }
+            sum += value;
+            let mut grads = loss.backward()?;
+            if let Some(total) = total {
+                for var in self.params.all().values() {
+                    if let Some(before) = total.get(var) {
+                        let both = match grads.remove(var) {
+                            Some(new) => (before + new)?,
+                            None => before.clone(),
+                        };
+                        grads.insert(var, both);
+                    }
+                }
+            }
+            total = Some(grads);
+        }
+        let grads = total.ok_or(Error::NoData { what: "training samples" })?;
+        Ok((sum, grads))
+    }
+
+    fn latest(&self) -> Result<Option<Checkpoint>> {
+        match &self.output {
+            Some((dir, _)) => Ok(dir.latest()?),
+            None => Ok(None),
+        }
+    }
+
+    fn save(&self, state: &RunState, optim: &AdamW, average: Option<&Average>, best: bool) -> Result<()> {
         let Some((dir, model_toml)) = &self.output else { return Ok(()) };
         let state_json = serde_json::to_vec_pretty(state)
             .map_err(|e| Error::Corrupt { path: "state.json".into(), reason: e.to_string() })?;
-        let files = [
-            ("model.safetensors", save_parameters(self.params.snapshot()?)?),
+        let trained = save_parameters(self.params.snapshot()?)?;
+        // `model.safetensors` is what one uses; where that is an average, training goes on from another file.
+        let (weights, trained) = match average {
+            Some(average) => (save_parameters(average.weights.clone())?, Some((TRAINED, trained))),
+            None => (trained, None),
+        };
+        let mut files = vec![
+            (WEIGHTS, weights),
             ("optimizer.safetensors", save_parameters(optim.state()?)?),
             ("model.toml", model_toml.clone().into_bytes()),
             ("state.json", state_json),
         ];
+        files.extend(trained);
         Ok(dir.save(state.step, &files, best)?)
     }
 
@@ -279,17 +354,47 @@ impl<'a> Trainer<'a> {
                 });
             }
         }
-        load_weights(self.params, &latest)?;
+        load_weights(self.params, &latest, if self.config.ema_decay > 0.0 { TRAINED } else { WEIGHTS })?;
         let path = latest.file("optimizer.safetensors");
         optim.restore(&load_parameters(&latest.read("optimizer.safetensors")?, &path)?, state.step)?;
         Ok(Some(state))
     }
 }
 
-/// Sets `params` from a checkpoint's `model.safetensors`.
-fn load_weights(params: &Parameters, checkpoint: &Checkpoint) -> Result<()> {
-    let path = checkpoint.file("model.safetensors");
-    params.assign(&load_parameters(&checkpoint.read("model.safetensors")?, &path)?)
+/// Sets `params` from a file of a checkpoint.
+fn load_weights(params: &Parameters, checkpoint: &Checkpoint, file: &str) -> Result<()> {
+    params.assign(&load_parameters(&checkpoint.read(file)?, &checkpoint.file(file))?)
+}
+
+/// Exponential running average of the weights.
+struct Average {
+    decay: f64,
+    weights: BTreeMap<String, Tensor>,
+}
+
+impl Average {
+    /// `None` for a decay of 0.
+    fn new(decay: f64, params: &Parameters) -> Result<Option<Self>> {
+        Ok(if decay > 0.0 { Some(Self { decay, weights: params.snapshot()? }) } else { None })
+    }
+
+    /// Takes in the weights after `step`; early steps weigh more, so that the first weights are forgotten.
+    fn update(&mut self, params: &Parameters, step: u64) -> Result<()> {
+        let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
+        for (name, var) in params.all() {
+            if let Some(average) = self.weights.get_mut(&name) {
+                *average = ((&*average * decay)? + (var.as_tensor() * (1.0 - decay))?)?.detach();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the average into `params`; returns what was there.
+    fn swap_in(&self, params: &Parameters) -> Result<HashMap<String, Tensor>> {
+        let trained = params.snapshot()?.into_iter().collect();
+        params.assign(&self.weights.clone().into_iter().collect())?;
+        Ok(trained)
+    }
 }
 
 fn outcome(stop: Stop, state: &RunState) -> Outcome {
