@@ -47,7 +47,7 @@ fn guided() -> RqtConfig {
         item_dropout: 0.3,
         valid_only: true,
         dense_weight: 1.0,
-        guide: 0.8,
+        guide: 0.9,
         ..RqtConfig::default()
     }
 }
