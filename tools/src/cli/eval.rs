@@ -1,0 +1,106 @@
+//! `sidrec eval`.
+
+use super::{RunArgs, json_line};
+use crate::catalogue::Catalogue;
+use crate::error::{Fault, fault};
+use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
+use crate::progress::Stage;
+use crate::table::{ReadOptions, read_interactions};
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use seqmodel::{LeaveOneOut, Split};
+use std::path::PathBuf;
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum SplitArg {
+    Test,
+    Val,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(super) enum SeenArg {
+    /// Leave the history's items out of the ranking
+    Exclude,
+    /// Rank everything
+    Include,
+}
+
+#[derive(Args)]
+pub(super) struct EvalArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Interactions: user_id, item_id, timestamp or position
+    #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
+    interactions: PathBuf,
+    /// Which target
+    #[arg(long, value_enum, default_value = "test")]
+    split: SplitArg,
+    /// Depths reported; lists are as long as the largest
+    #[arg(long, value_delimiter = ',', default_value = "5,10")]
+    k: Vec<u32>,
+    /// Order of a user's events of the same time: file, or shuffle:SEED
+    #[arg(long, default_value = "file")]
+    ties: String,
+    /// Items of the history in the ranking
+    #[arg(long, value_enum, default_value = "exclude")]
+    seen: SeenArg,
+    /// Write the report as JSON; it goes to standard output in any case
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the lists as a TREC run
+    #[arg(long, value_name = "FILE")]
+    write_run: Option<PathBuf>,
+    /// Write the targets as TREC qrels
+    #[arg(long, value_name = "FILE")]
+    write_qrels: Option<PathBuf>,
+}
+
+/// Evaluates and prints the report.
+pub(super) fn eval(args: &EvalArgs) -> Result<()> {
+    if args.k.is_empty() || args.k.iter().any(|k| !(1..=1000).contains(k)) {
+        return Err(fault(Fault::Usage, "--k: expected depths from 1 to 1000"));
+    }
+    let catalogue = Catalogue::open(&args.run.catalogue)?;
+    let trained = args.run.load(&catalogue)?;
+    let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
+    if args.ties != "file" {
+        let seed = args.ties.strip_prefix("shuffle:").and_then(|seed| seed.parse().ok());
+        let seed =
+            seed.ok_or_else(|| fault(Fault::Usage, format!("--ties {}: expected file or shuffle:SEED", args.ties)))?;
+        interactions.histories = shuffle_ties(&interactions, seed);
+    }
+    let width = args.run.beam as usize;
+    let retriever = trained.model.retriever(&catalogue.trie, width, catalogue.keys.tie_hash());
+    let generative = trained.model.generative(&catalogue.trie, width);
+    let question = Question {
+        split: match args.split {
+            SplitArg::Test => Split::Test,
+            SplitArg::Val => Split::Val,
+        },
+        k: args.k.iter().copied().max().unwrap_or(10) as usize,
+        exclude_seen: args.seen == SeenArg::Exclude,
+        beam: generative.as_ref().map(|_| width),
+        score: generative.map_or_else(|| Ok("own".into()), |generative| generative.score_name())?,
+        history_cap: Some(trained.model.config().history_cap()),
+        ties: args.ties.clone(),
+        seeds: vec![trained.seed],
+    };
+    let split = LeaveOneOut::new(&interactions.histories);
+    let mut stage = Stage::new("evaluate", split.users() as u64);
+    let (report, cases, found) =
+        measure(retriever.as_ref(), &split, catalogue.keys.len(), &question, &mut |done, of| {
+            stage.at(done as u64, of as u64, "users");
+        })?;
+    stage.done(&format!("recall@10 {:.4} ± {:.4}", report.metrics.recall_at_10, report.ci95.recall_at_10));
+    let mut json = serde_json::to_value(&report)?;
+    for k in &args.k {
+        json["metrics"][format!("recall@{k}")] = found.ranks.recall_at(*k).into();
+        json["metrics"][format!("ndcg@{k}")] = found.ranks.ndcg_at(*k).into();
+    }
+    let files = (args.write_run.as_deref(), args.write_qrels.as_deref());
+    write_trec(&catalogue, &interactions.users, (&report, &cases, &found), files.0, files.1)?;
+    if let Some(path) = &args.report {
+        rqvae::write_atomic(path, &serde_json::to_vec_pretty(&json)?)?;
+    }
+    json_line(&json)
+}
