@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 const FORMAT: &str = "catalogue";
 const INDEX_FORMAT: &str = "catalogue-index";
 const VERSION: u32 = 1;
+const QUANTIZER: &str = "quantizer/quantizer.safetensors";
+const VECTORS: &str = "vectors.safetensors";
 
 /// What people see of an item; never read by a model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -56,6 +58,11 @@ struct Manifest {
     items: usize,
     /// Digest of the SID table; models name the table they were trained on by it.
     sids: String,
+    /// Digests of what the IDs were derived from: the quantiser's file and that of the content vectors.
+    #[serde(default)]
+    quantizer_digest: String,
+    #[serde(default)]
+    content_digest: String,
     integer_ids: bool,
     origin: Origin,
     /// BLAKE3 of every file.
@@ -111,16 +118,17 @@ impl Catalogue {
         fs::create_dir(at.join("encoder")).map_err(|e| cannot_create(dir, e))?;
         quantizer.save(&at.join("quantizer"))?;
         encoder(&at.join("encoder"))?;
+        write_vectors(&at.join(VECTORS), &self.content, &self.keys)?;
         let meta = SidsMeta {
             method: self.origin.method.clone(),
             encoder: self.origin.encoder.clone(),
+            quantizer_digest: file_digest(&at.join(QUANTIZER))?,
+            content_digest: file_digest(&at.join(VECTORS))?,
             seed: self.origin.seed,
-            ..SidsMeta::default()
         };
-        write_sids(&at.join("sids.parquet"), &self.sids, &self.keys, residual_norms, &meta)?;
+        write_sids(&at.join("sids.parquet"), &self.sids, &self.keys, residual_norms, &self.content, &meta)?;
         self.write_index(&at.join("index.safetensors"))?;
         self.write_cards(&at.join("items.jsonl"))?;
-        write_vectors(&at.join("vectors.safetensors"), &self.content, &self.keys)?;
         let mut files = BTreeMap::new();
         for path in files_below(at)? {
             let name = path.strip_prefix(at)?.to_string_lossy().replace('\\', "/");
@@ -131,6 +139,8 @@ impl Catalogue {
             version: VERSION,
             items: self.sids.items(),
             sids: self.sids.digest(),
+            quantizer_digest: meta.quantizer_digest,
+            content_digest: meta.content_digest,
             integer_ids: self.keys.integer,
             origin: self.origin.clone(),
             files,
@@ -214,7 +224,7 @@ impl Catalogue {
             )));
         }
         let cards = read_cards(&dir.join("items.jsonl"), sids.items())?;
-        let content = crate::table::read_vectors(&dir.join("vectors.safetensors"), &keys)?;
+        let content = crate::table::read_vectors(&dir.join(VECTORS), &keys)?;
         Ok(Self { keys, sids, trie, cards, content, origin: manifest.origin })
     }
 

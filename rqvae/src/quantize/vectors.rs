@@ -50,10 +50,17 @@ impl Vectors {
 
     /// Hash of the numbers of item `i`: what order and ties among items go by where no ids are known.
     pub(crate) fn hash(&self, i: usize) -> u64 {
-        let bytes: Vec<u8> = self.row(i).iter().flat_map(|x| x.to_le_bytes()).collect();
         let mut first = [0; 8];
-        first.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
+        first.copy_from_slice(&self.digest(i)[..8]);
         u64::from_le_bytes(first)
+    }
+
+    /// First 16 bytes of the BLAKE3 digest of the numbers of item `i`: equal exactly where nothing has changed.
+    pub fn digest(&self, i: usize) -> [u8; 16] {
+        let bytes: Vec<u8> = self.row(i).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut first = [0; 16];
+        first.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
+        first
     }
 
     /// The same numbers as a tensor: (items, dim).
@@ -86,6 +93,13 @@ mod tests {
         }
         assert!(Vectors::new(2, vec![0.0]).is_err());
         assert!(Vectors::new(0, vec![]).is_err());
+    }
+
+    #[test]
+    fn digests_see_every_bit() {
+        let vectors = Vectors::new(2, vec![0.0, 1.0, 0.0, 1.0, -0.0, 1.0]).unwrap();
+        assert_eq!(vectors.digest(0), vectors.digest(1));
+        assert_ne!(vectors.digest(0), vectors.digest(2));
     }
 
     #[test]

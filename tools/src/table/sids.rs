@@ -1,24 +1,29 @@
 //! The table of semantic IDs, `sids.parquet`: the product of the offline job, readable by any other engine.
 //!
 //! Columns: `item_id` (as in the input), `sid` (fixed-size list of u16, suffix included), `collision_rank` (u32, 0 for
-//! the first holder of the base codes), `residual_norm` (f32). Rows are sorted by (`sid`, `item_id`). Key-value
-//! metadata, all with the prefix `sidrec.`: `format`, `version`, `spec` (JSON), `digest` and `meta` (JSON).
+//! the first holder of the base codes), `residual_norm` (f32), `embedding_digest` (16 bytes: the first of the BLAKE3 digest
+//! of the content vector, little-endian f32). Rows are sorted by (`sid`, `item_id`). Key-value metadata, all with the
+//! prefix `sidrec.`: `format`, `version`, `spec` (JSON), `digest` and `meta` (JSON).
 
 use super::vectors::id_column;
 use super::{ItemKeys, missing_column, parquet, source};
 use crate::error::{bad_data, cannot_create};
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array,
+    UInt32Array,
+};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, UInt16Type, UInt32Type};
-use rqvae::{Code, ItemIdx, SidSpec, SidTable};
+use rqvae::{Code, ItemIdx, SidSpec, SidTable, Vectors};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 const FORMAT: &str = "sid-table";
-const VERSION: &str = "1";
-const COLUMNS: [&str; 4] = ["item_id", "sid", "collision_rank", "residual_norm"];
+const VERSION: &str = "2";
+const COLUMNS: [&str; 5] = ["item_id", "sid", "collision_rank", "residual_norm", "embedding_digest"];
+const DIGEST: i32 = 16;
 
 /// How the IDs came about.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +35,7 @@ pub struct SidsMeta {
     pub encoder: String,
     /// Digest of the quantiser's file.
     pub quantizer_digest: String,
-    /// Digest of the content vectors or of their encoder.
+    /// Digest of the file of content vectors.
     pub content_digest: String,
     /// Seed of the fit.
     pub seed: u64,
@@ -47,13 +52,15 @@ pub struct SidsFile {
     pub collision_ranks: Vec<u32>,
     /// What the last level left over.
     pub residual_norms: Vec<f32>,
+    /// Digest of each content vector: a later run skips items whose digest is the same.
+    pub embedding_digests: Vec<[u8; 16]>,
     /// Digest of the table in catalogue order, as written.
     pub digest: String,
     /// How the IDs came about.
     pub meta: SidsMeta,
 }
 
-/// Writes the table of a catalogue; `residual_norms` (items,).
+/// Writes the table of a catalogue; `residual_norms` (items,), `content` (items, dim).
 ///
 /// # Errors
 /// Lengths differ, or the file cannot be written.
@@ -62,14 +69,16 @@ pub fn write_sids(
     table: &SidTable,
     keys: &ItemKeys,
     residual_norms: &[f32],
+    content: &Vectors,
     meta: &SidsMeta,
 ) -> anyhow::Result<()> {
     let n = table.items();
-    if keys.len() != n || residual_norms.len() != n {
+    if keys.len() != n || residual_norms.len() != n || content.rows() != n {
         return Err(bad_data(format!(
-            "{n} semantic IDs for {} items with {} residual norms",
+            "{n} semantic IDs for {} items with {} residual norms and {} content vectors",
             keys.len(),
-            residual_norms.len()
+            residual_norms.len(),
+            content.rows()
         )));
     }
     let codes = |row: usize| table.codes(ItemIdx(row as u32));
@@ -87,8 +96,10 @@ pub fn write_sids(
     let sid = FixedSizeListArray::try_new(item, width, Arc::new(UInt16Array::from(flat)), None)?;
     let ranks: UInt32Array = order.iter().map(|&row| Some(ranks[row])).collect();
     let norms: Float32Array = order.iter().map(|&row| Some(residual_norms[row])).collect();
-    let columns: [ArrayRef; 4] =
-        [id_column(keys, order.iter().copied()), Arc::new(sid), Arc::new(ranks), Arc::new(norms)];
+    let digests: Vec<[u8; 16]> = order.iter().map(|&row| content.digest(row)).collect();
+    let digests = FixedSizeBinaryArray::try_new(DIGEST, digests.concat().into(), None)?;
+    let columns: [ArrayRef; 5] =
+        [id_column(keys, order.iter().copied()), Arc::new(sid), Arc::new(ranks), Arc::new(norms), Arc::new(digests)];
     let batch = RecordBatch::try_from_iter(COLUMNS.into_iter().zip(columns))?;
     let metadata = BTreeMap::from(
         [
@@ -152,6 +163,7 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
     let width = i32::try_from(spec.len())?;
     let (mut keys, mut codes) = (Vec::new(), Vec::<Code>::new());
     let (mut collision_ranks, mut residual_norms) = (Vec::new(), Vec::new());
+    let mut embedding_digests = Vec::<[u8; 16]>::new();
     source::scan(path, &["item_id"], &mut |record| {
         let key = record.cells.and_then(|cells| cells[0].key("item_id"));
         keys.push(key.map_err(|reason| wrong(format!("row {}: {reason}", record.line)))?);
@@ -177,6 +189,12 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
         collision_ranks.extend(ranks.as_primitive::<UInt32Type>().values());
         let norms = column("residual_norm", &DataType::Float32)?;
         residual_norms.extend(norms.as_primitive::<Float32Type>().values());
+        let digests = column("embedding_digest", &DataType::FixedSizeBinary(DIGEST))?;
+        embedding_digests.extend(digests.as_fixed_size_binary().iter().flatten().map(|bytes| {
+            let mut digest = [0; 16];
+            digest.copy_from_slice(bytes);
+            digest
+        }));
         Ok(())
     })?;
     let table = SidTable::new(spec, codes).map_err(|e| wrong(e.to_string()))?;
@@ -184,7 +202,8 @@ pub fn read_sids(path: &Path) -> anyhow::Result<SidsFile> {
     if table.items() != keys.len() {
         return Err(wrong(format!("{} semantic IDs for {} items", table.items(), keys.len())));
     }
-    Ok(SidsFile { keys, table, collision_ranks, residual_norms, digest: text("digest")?.clone(), meta })
+    let digest = text("digest")?.clone();
+    Ok(SidsFile { keys, table, collision_ranks, residual_norms, embedding_digests, digest, meta })
 }
 
 #[cfg(test)]
@@ -206,7 +225,8 @@ mod tests {
         let spec = SidSpec { codebook_sizes: vec![4, 300], suffix_size: Some(2) };
         let table = SidTable::new(spec, vec![3, 299, 0, 1, 0, 1, 1, 0, 0]).unwrap();
         let keys = keys(&["10", "9", "8"]);
-        write_sids(&path, &table, &keys, &[0.5, 0.25, 0.0], &meta()).unwrap();
+        let content = Vectors::new(2, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        write_sids(&path, &table, &keys, &[0.5, 0.25, 0.0], &content, &meta()).unwrap();
         let read = read_sids(&path).unwrap();
         assert_eq!(read.keys.iter().collect::<Vec<_>>(), ["8", "9", "10"]);
         assert!(read.keys.integer);
@@ -214,6 +234,7 @@ mod tests {
         assert_eq!(read.table.spec(), table.spec());
         assert_eq!(read.collision_ranks, [0, 1, 0]);
         assert_eq!(read.residual_norms, [0.0, 0.25, 0.5]);
+        assert_eq!(read.embedding_digests, [2, 1, 0].map(|row| content.digest(row)));
         assert_eq!(read.digest, table.digest());
         assert_eq!(read.meta, meta());
     }
@@ -240,8 +261,9 @@ mod tests {
         let spec = SidSpec { codebook_sizes: vec![2], suffix_size: None };
         let table = SidTable::new(spec, vec![1, 0]).unwrap();
         let keys = keys(&["a", "b"]);
-        assert!(write_sids(&path, &table, &keys, &[0.0], &meta()).is_err());
-        write_sids(&path, &table, &keys, &[0.0, 0.0], &meta()).unwrap();
+        let content = Vectors::new(1, vec![0.0, 1.0]).unwrap();
+        assert!(write_sids(&path, &table, &keys, &[0.0], &content, &meta()).is_err());
+        write_sids(&path, &table, &keys, &[0.0, 0.0], &content, &meta()).unwrap();
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 20]).unwrap();
         let error = read_sids(&path).unwrap_err().to_string();
