@@ -1,6 +1,6 @@
 //! Fits a quantiser to vectors in a `.npy` file (f16 or f32) and prints what the codes look like.
 //!
-//! Usage: `fit VECTORS.npy rkmeans|rqvae|random '{"seed":1}'`
+//! Usage: `fit VECTORS.npy METHOD '{"seed":1}'`
 
 use candle_core::{DType, Tensor};
 use rqvae::{QuantizerConfig, SidStats, Vectors, fit_quantizer};
@@ -12,7 +12,7 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let (Some(path), Some(method)) = (args.next(), args.next()) else {
-        return Err("usage: fit VECTORS.npy rkmeans|rqvae|random ['{\"seed\":1}']".into());
+        return Err("usage: fit VECTORS.npy METHOD ['{\"seed\":1}']".into());
     };
     let tensor = Tensor::read_npy(path)?.to_dtype(DType::F32)?;
     let dim = tensor.dim(1)?;

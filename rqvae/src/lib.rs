@@ -10,13 +10,14 @@ mod quantize;
 mod training;
 
 pub use artefact::{Artefact, ArtefactWriter, file_digest, write_atomic};
-pub use cluster::{Kmeans, KmeansConfig, ResidualKmeans, ResidualKmeansConfig};
+pub use cluster::{HierarchicalKmeans, HierarchicalKmeansConfig, Kmeans, KmeansConfig};
+pub use cluster::{Opq, OpqConfig, ResidualKmeans, ResidualKmeansConfig};
 pub use content::{BertEncoder, ContentEncoder, HashedEncoder, ItemText, LsaConfig, LsaEncoder};
 pub use error::{Error, Result};
 pub use ids::{
     Code, CodeMatrix, CollisionPolicy, ItemIdx, MAX_CODES, SemanticId, SidSpec, SidStats, SidTable, resolve,
 };
 pub use model::{RqVae, RqVaeConfig, RqVaeQuantizer};
-pub use quantize::{Encoded, FitProgress, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};
+pub use quantize::{Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};
 pub use quantize::{fit_quantizer, load_quantizer};
 pub use training::{AdamW, AdamWConfig, Checkpoint, CheckpointDir, Decay, Mode, Schedule, SeededRng, StepKeys, mix};

@@ -94,9 +94,15 @@ impl Kmeans {
 /// The work of [`Kmeans::fit`] on checked input: centroids (k, dim) and costs.
 pub(crate) fn lloyd(points: &[f32], dim: usize, config: &KmeansConfig) -> (Vec<f32>, Vec<f64>) {
     let mut centroids = plus_plus(points, dim, config);
+    let costs = lloyd_from(&mut centroids, points, dim, config);
+    (centroids, costs)
+}
+
+/// Lloyd's iterations from `centroids` (k, dim) on: costs.
+pub(super) fn lloyd_from(centroids: &mut [f32], points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f64> {
     let mut costs: Vec<f64> = Vec::new();
     for iteration in 0..=config.iterations {
-        let codes = nearest(points, dim, &centroids);
+        let codes = nearest(points, dim, centroids);
         let mut distances = vec![0.0; codes.len()];
         distances.par_iter_mut().zip(&codes).zip(points.par_chunks_exact(dim)).for_each(|((d, &code), x)| {
             *d = squared_distance(x, &centroids[usize::from(code) * dim..][..dim]);
@@ -107,13 +113,20 @@ pub(crate) fn lloyd(points: &[f32], dim: usize, config: &KmeansConfig) -> (Vec<f
         if iteration == config.iterations || stalled {
             break;
         }
-        update(&mut centroids, points, dim, &codes, &mut distances);
+        update(centroids, points, dim, &codes, &mut distances);
     }
-    (centroids, costs)
+    costs
 }
 
-/// Moves each centroid to the mean of its points; a centroid without points takes the farthest point.
-fn update(centroids: &mut [f32], points: &[f32], dim: usize, codes: &[Code], distances: &mut [f32]) {
+/// Moves each centroid to the mean of its points; a centroid without points takes the farthest point. Gives back how
+/// many points each had: (k,).
+pub(super) fn update(
+    centroids: &mut [f32],
+    points: &[f32],
+    dim: usize,
+    codes: &[Code],
+    distances: &mut [f32],
+) -> Vec<usize> {
     let k = centroids.len() / dim;
     let mut starts = vec![0; k + 1];
     codes.iter().for_each(|&code| starts[usize::from(code) + 1] += 1);
@@ -151,11 +164,12 @@ fn update(centroids: &mut [f32], points: &[f32], dim: usize, codes: &[Code], dis
             _ => break,
         }
     }
+    starts.windows(2).map(|w| w[1] - w[0]).collect()
 }
 
 /// Greedy k-means++: of a few points drawn with probability proportional to their squared distance, the one that
 /// lowers the cost most becomes the next centroid.
-fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f32> {
+pub(super) fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f32> {
     let n = points.len() / dim;
     let trials = 2 + (config.k as f64).ln() as usize;
     let mut rng = SeededRng::new(config.seed).stream("kmeans++");
@@ -202,10 +216,14 @@ fn draw(distances: &[f32], mut mark: f64) -> Option<usize> {
 
 /// Nearest codeword of each point, the first one of equals: (items, dim) and (k, dim) -> (items,).
 pub(crate) fn nearest(points: &[f32], dim: usize, codewords: &[f32]) -> Vec<Code> {
-    let norms = squared_norms(codewords, dim);
+    nearest_priced(points, dim, codewords, &squared_norms(codewords, dim))
+}
+
+/// As [`nearest`] by squared distance plus price, `norms` (k,) being the squared norms plus the prices.
+pub(super) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]) -> Vec<Code> {
     let mut codes = vec![0; points.len() / dim];
     codes.par_chunks_mut(BLOCK).zip(points.par_chunks(BLOCK * dim)).for_each_init(Vec::new, |scores, (codes, x)| {
-        nearest_in_block(x, dim, codewords, &norms, scores, codes);
+        nearest_in_block(x, dim, codewords, norms, scores, codes);
     });
     codes
 }

@@ -1,5 +1,8 @@
 //! The `gemm` crate behind slices: one thread, a fixed order of additions for a given shape.
 
+use super::lloyd::BLOCK;
+use rayon::prelude::*;
+
 /// A matrix over a slice, as it lies there or transposed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a> {
@@ -57,6 +60,20 @@ pub(crate) fn matmul(out: &mut [f32], a: Matrix, b: Matrix) {
             gemm::Parallelism::None,
         );
     }
+}
+
+/// Every row times `matrix` (dim, out): (rows, dim) -> (rows, out). The product of a row depends neither on its place
+/// nor on its neighbours: blocks are always full.
+pub(crate) fn multiply_rows(rows: &[f32], dim: usize, matrix: &[f32], out: usize) -> Vec<f32> {
+    let mut products = vec![0.0; rows.len() / dim * out];
+    products.par_chunks_mut(BLOCK * out).zip(rows.par_chunks(BLOCK * dim)).for_each(|(products, rows)| {
+        let mut block = rows.to_vec();
+        block.resize(BLOCK * dim, 0.0);
+        let mut all = vec![0.0; BLOCK * out];
+        matmul(&mut all, Matrix::new(&block, BLOCK, dim), Matrix::new(matrix, dim, out));
+        products.copy_from_slice(&all[..products.len()]);
+    });
+    products
 }
 
 #[cfg(test)]

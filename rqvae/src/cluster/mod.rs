@@ -1,10 +1,17 @@
-//! k-means, plain and level by level on residuals.
+//! k-means: plain, balanced, level by level on residuals, inside clusters, and on parts of rotated vectors.
 
+mod balanced;
+mod centered;
+mod hierarchical;
 mod lloyd;
 mod matmul;
+mod opq;
 mod residual_kmeans;
 
+pub(crate) use centered::Centered;
+pub use hierarchical::{HierarchicalKmeans, HierarchicalKmeansConfig};
 pub(crate) use lloyd::{BLOCK, lloyd, nearest_in_block, squared_distance, squared_norms};
 pub use lloyd::{Kmeans, KmeansConfig};
 pub(crate) use matmul::{Matrix, matmul};
+pub use opq::{Opq, OpqConfig};
 pub use residual_kmeans::{ResidualKmeans, ResidualKmeansConfig};

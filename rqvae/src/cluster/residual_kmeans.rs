@@ -2,17 +2,22 @@
 //!
 //! Shapes: content (items, dim) -> codes (items, levels).
 //! Paper: Luo et al. 2024 (QARM), RQ-KMeans; Deng et al. 2025 (OneRec), sec. 3.1.
-//! Deviations: clusters are not balanced; vectors are centred and divided by one number before they are quantised.
+//! Deviations: vectors are centred and divided by one number before they are quantised; OneRec's clusters of equal size
+//! come from prices, see `balanced`. With `normalize`, residuals are scaled to length 1 before each level, as GRID does
+//! (Ju et al. 2025); the reconstruction then is the sum of mean residuals of the codes.
 
+use super::balanced::balanced_lloyd;
+use super::centered::Centered;
 use super::lloyd::{KmeansConfig, lloyd};
-use crate::quantize::{Encoded, QuantizerConfig, ResidualQuantizer, SidEncoder};
-use crate::quantize::{FILE, FORMAT, FitProgress, VERSION, content_order};
+use crate::quantize::{Encoded, Method, QuantizerConfig, ResidualQuantizer, SidEncoder};
+use crate::quantize::{FILE, FORMAT, FitProgress, VERSION, content_order, unit};
 use crate::{Artefact, ArtefactWriter, Error, Result, SeededRng, Vectors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 const METHOD: &str = "rkmeans";
+const BALANCED: &str = "balanced";
 
 /// Numbers of residual k-means beside those that all quantisers share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,11 +29,13 @@ pub struct ResidualKmeansConfig {
     pub tolerance: f64,
     /// Fits on at most this many items per code, drawn at random; 0 for all.
     pub items_per_code: usize,
+    /// Scales residuals to length 1 before each level.
+    pub normalize: bool,
 }
 
 impl Default for ResidualKmeansConfig {
     fn default() -> Self {
-        Self { iterations: 50, tolerance: 1e-4, items_per_code: 256 }
+        Self { iterations: 50, tolerance: 1e-4, items_per_code: 256, normalize: false }
     }
 }
 
@@ -36,9 +43,11 @@ impl Default for ResidualKmeansConfig {
 #[derive(Debug, Clone)]
 pub struct ResidualKmeans {
     sizes: Vec<u32>,
-    mean: Vec<f32>,
-    scale: f32,
+    balanced: bool,
+    centered: Centered,
     quantizer: ResidualQuantizer,
+    /// Mean residuals of the codes, where the codewords themselves do not add up to the content.
+    decoder: Option<ResidualQuantizer>,
 }
 
 impl ResidualKmeans {
@@ -55,34 +64,52 @@ impl ResidualKmeans {
             order = draw(&order, limit, config.seed);
         }
         let dim = content.dim;
-        let (mean, scale) = center(content, &order);
-        let mut residuals = scaled(content, &order, &mean, scale);
+        let balanced = config.method == Method::Balanced;
+        let centered = Centered::fit(content, &order);
+        let points = centered.points(content, &order);
+        let normalize = config.rkmeans.normalize;
+        let mut residuals = points.clone();
         let mut quantizer = ResidualQuantizer::new(dim, Vec::new());
+        quantizer.normalize = normalize;
         for level in 0..levels {
             let seed = SeededRng::new(config.seed).key("rkmeans", level as u64);
             let ResidualKmeansConfig { iterations, tolerance, .. } = config.rkmeans;
-            let (centroids, costs) = lloyd(&residuals, dim, &KmeansConfig { k, iterations, tolerance, seed });
-            let stack = ResidualQuantizer::new(dim, vec![centroids]);
+            let kmeans = KmeansConfig { k, iterations, tolerance, seed };
+            if normalize {
+                residuals.par_chunks_exact_mut(dim).for_each(unit);
+            }
+            let (stack, cost) = if balanced {
+                let fitted = balanced_lloyd(&residuals, dim, &kmeans);
+                (ResidualQuantizer::priced(dim, fitted.centroids, fitted.prices), Some(fitted.cost))
+            } else {
+                let (centroids, costs) = lloyd(&residuals, dim, &kmeans);
+                (ResidualQuantizer::new(dim, vec![centroids]), costs.last().copied())
+            };
             residuals = stack.quantize(&residuals).1;
             quantizer.push(stack);
-            let loss = costs.last().map(|cost| cost / order.len() as f64);
+            let loss = cost.map(|cost| cost / order.len() as f64);
             progress(FitProgress { stage: METHOD, done: level + 1, total: levels, loss });
         }
-        Ok(Self { sizes: vec![config.codebook_size; levels], mean, scale, quantizer })
+        let sizes = vec![config.codebook_size; levels];
+        let decoder = normalize.then(|| {
+            let (codes, _) = quantizer.quantize(&points);
+            ResidualQuantizer::of_means(&points, dim, &codes, &sizes)
+        });
+        Ok(Self { sizes, balanced, centered, quantizer, decoder })
     }
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
-        let corrupt = |reason: &str| Error::corrupt(artefact.path(), reason);
-        let (_, mean) = artefact.f32s("mean")?;
-        let scale = match artefact.f32s("scale")?.1[..] {
-            [scale] if scale > 0.0 && scale.is_finite() => scale,
-            _ => return Err(corrupt("`scale` is not one positive number")),
-        };
-        if mean.is_empty() || mean.iter().any(|x| !x.is_finite()) {
-            return Err(corrupt("`mean` is not a finite vector"));
+        let centered = Centered::load(artefact)?;
+        let mut quantizer = ResidualQuantizer::load(artefact, centered.dim())?;
+        quantizer.normalize = artefact.names().any(|name| name == "normalize");
+        let sizes = quantizer.sizes();
+        let decoder =
+            quantizer.normalize.then(|| ResidualQuantizer::load_means(artefact, centered.dim())).transpose()?;
+        if decoder.as_ref().is_some_and(|decoder| decoder.sizes() != sizes) {
+            return Err(Error::corrupt(artefact.path(), "codebooks and means differ in size"));
         }
-        let quantizer = ResidualQuantizer::load(artefact, mean.len())?;
-        Ok(Self { sizes: quantizer.sizes(), mean, scale, quantizer })
+        let balanced = artefact.metadata("method")? == BALANCED;
+        Ok(Self { sizes, balanced, centered, quantizer, decoder })
     }
 }
 
@@ -92,62 +119,32 @@ impl SidEncoder for ResidualKmeans {
     }
 
     fn encode(&self, content: &Vectors) -> Result<Encoded> {
-        content.check()?;
-        let dim = self.mean.len();
-        if content.dim != dim {
-            return Err(Error::shape("content vectors", format!("width {dim}"), content.dim));
-        }
-        let order: Vec<u32> = (0..content.rows() as u32).collect();
-        let points = scaled(content, &order, &self.mean, self.scale);
+        let points = self.centered.all(content)?;
         let (codes, mut left) = self.quantizer.quantize(&points);
-        // left -> reconstruction, in place: mean + scale * (x - residual)
-        left.par_chunks_exact_mut(dim).zip(points.par_chunks_exact(dim)).for_each(|(left, x)| {
-            for ((left, x), mean) in left.iter_mut().zip(x).zip(&self.mean) {
-                *left = mean + self.scale * (x - *left);
-            }
-        });
-        Ok(Encoded::new(codes, Vectors { dim, data: left }, content))
+        let sums = if let Some(decoder) = &self.decoder {
+            decoder.lookup(&codes)
+        } else {
+            left.par_iter_mut().zip(&points).for_each(|(left, x)| *left = x - *left);
+            left
+        };
+        Ok(Encoded::new(codes, self.centered.restore(sums), content))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
         let mut writer = ArtefactWriter::new(FORMAT, VERSION);
-        writer.metadata("method", METHOD);
-        writer.f32s("mean", &[self.mean.len()], &self.mean)?;
-        writer.f32s("scale", &[1], &[self.scale])?;
+        writer.metadata("method", self.method());
+        self.centered.save(&mut writer)?;
         self.quantizer.save(&mut writer)?;
+        if let Some(decoder) = &self.decoder {
+            writer.u8s("normalize", &[1], &[1])?;
+            decoder.save_means(&mut writer)?;
+        }
         writer.write(&dir.join(FILE))
     }
 
     fn method(&self) -> &'static str {
-        METHOD
+        if self.balanced { BALANCED } else { METHOD }
     }
-}
-
-/// Mean of the rows of `order`, and the largest distance from it along one dimension.
-fn center(content: &Vectors, order: &[u32]) -> (Vec<f32>, f32) {
-    let mut sums = vec![0f64; content.dim];
-    for &i in order {
-        for (sum, &x) in sums.iter_mut().zip(content.row(i as usize)) {
-            *sum += f64::from(x);
-        }
-    }
-    let mean: Vec<f32> = sums.iter().map(|sum| (sum / order.len() as f64) as f32).collect();
-    let deviation = |(x, mean): (&f32, &f32)| (f64::from(*x) - f64::from(*mean)).abs();
-    let rows = order.iter().map(|&i| content.row(i as usize));
-    let largest = rows.flat_map(|row| row.iter().zip(&mean).map(deviation)).fold(0.0, f64::max);
-    let scale = largest.min(f64::from(f32::MAX)) as f32;
-    (mean, if scale.is_normal() { scale } else { 1.0 })
-}
-
-/// Rows of `order`, centred and divided.
-fn scaled(content: &Vectors, order: &[u32], mean: &[f32], scale: f32) -> Vec<f32> {
-    let mut points = vec![0.0; order.len() * content.dim];
-    points.par_chunks_exact_mut(content.dim).zip(order).for_each(|(point, &i)| {
-        for ((point, &x), &mean) in point.iter_mut().zip(content.row(i as usize)).zip(mean) {
-            *point = ((f64::from(x) - f64::from(mean)) / f64::from(scale)) as f32;
-        }
-    });
-    points
 }
 
 fn draw(order: &[u32], limit: usize, seed: u64) -> Vec<u32> {

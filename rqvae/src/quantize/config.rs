@@ -1,7 +1,9 @@
 //! The numbers of a quantiser, and one door to all of them.
 
-use super::{FILE, FORMAT, RandomIds, SidEncoder, VERSION, Vectors};
-use crate::cluster::{ResidualKmeans, ResidualKmeansConfig};
+use super::{FILE, FORMAT, Lsh, RandomIds, SidEncoder, VERSION, Vectors};
+use crate::cluster::{
+    HierarchicalKmeans, HierarchicalKmeansConfig, Opq, OpqConfig, ResidualKmeans, ResidualKmeansConfig,
+};
 use crate::model::{RqVaeConfig, RqVaeQuantizer};
 use crate::{Artefact, Error, MAX_CODES, Result};
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,15 @@ pub enum Method {
     /// k-means on residuals.
     #[serde(rename = "rkmeans")]
     ResidualKmeans,
+    /// k-means on residuals with clusters of nearly equal size.
+    Balanced,
+    /// k-means inside clusters: an ID is a path.
+    #[serde(rename = "hkmeans")]
+    HierarchicalKmeans,
+    /// A rotation and one k-means per part of the vector.
+    Opq,
+    /// Sides of random hyperplanes: a control.
+    Lsh,
     /// Codes that say nothing about the content: a control.
     Random,
 }
@@ -32,8 +43,12 @@ pub struct QuantizerConfig {
     pub codebook_size: u32,
     /// Seed of everything that is drawn.
     pub seed: u64,
-    /// Residual k-means alone.
+    /// Residual k-means, plain and balanced.
     pub rkmeans: ResidualKmeansConfig,
+    /// Hierarchical k-means alone.
+    pub hkmeans: HierarchicalKmeansConfig,
+    /// OPQ alone.
+    pub opq: OpqConfig,
     /// RQ-VAE alone.
     pub rqvae: RqVaeConfig,
 }
@@ -47,6 +62,8 @@ impl Default for QuantizerConfig {
             codebook_size: 256,
             seed: 0,
             rkmeans: ResidualKmeansConfig::default(),
+            hkmeans: HierarchicalKmeansConfig::default(),
+            opq: OpqConfig::default(),
             rqvae: RqVaeConfig::default(),
         }
     }
@@ -66,6 +83,12 @@ impl QuantizerConfig {
         }
         if !(0.0..1.0).contains(&self.rkmeans.tolerance) {
             return Err(Error::config("rkmeans.tolerance", self.rkmeans.tolerance, "0 to below 1"));
+        }
+        if self.method == Method::Lsh && !(self.codebook_size.is_power_of_two() && self.codebook_size > 1) {
+            return Err(Error::config("codebook_size", self.codebook_size, "a power of two from 2 on for lsh"));
+        }
+        if self.hkmeans.leaf_size == 0 {
+            return Err(Error::config("hkmeans.leaf_size", 0, "1 or more"));
         }
         self.rqvae.validate()
     }
@@ -95,7 +118,10 @@ pub fn fit_quantizer(
 ) -> Result<Box<dyn SidEncoder>> {
     Ok(match cfg.method {
         Method::RqVae => Box::new(RqVaeQuantizer::fit(cfg, content, progress)?),
-        Method::ResidualKmeans => Box::new(ResidualKmeans::fit(cfg, content, progress)?),
+        Method::ResidualKmeans | Method::Balanced => Box::new(ResidualKmeans::fit(cfg, content, progress)?),
+        Method::HierarchicalKmeans => Box::new(HierarchicalKmeans::fit(cfg, content, progress)?),
+        Method::Opq => Box::new(Opq::fit(cfg, content, progress)?),
+        Method::Lsh => Box::new(Lsh::fit(cfg, content)?),
         Method::Random => Box::new(RandomIds::fit(cfg, content)?),
     })
 }
@@ -108,7 +134,10 @@ pub fn load_quantizer(dir: &Path) -> Result<Box<dyn SidEncoder>> {
     let artefact = Artefact::open(&dir.join(FILE), FORMAT, VERSION)?;
     Ok(match artefact.metadata("method")? {
         "rqvae" => Box::new(RqVaeQuantizer::load(&artefact)?),
-        "rkmeans" => Box::new(ResidualKmeans::load(&artefact)?),
+        "rkmeans" | "balanced" => Box::new(ResidualKmeans::load(&artefact)?),
+        "hkmeans" => Box::new(HierarchicalKmeans::load(&artefact)?),
+        "opq" => Box::new(Opq::load(&artefact)?),
+        "lsh" => Box::new(Lsh::load(&artefact)?),
         "random" => Box::new(RandomIds::load(&artefact)?),
         other => {
             return Err(Error::corrupt(artefact.path(), format!("method `{other}` is unknown")));
@@ -122,7 +151,16 @@ mod tests {
     use crate::{SeededRng, SidStats};
     use rand::Rng;
 
-    const METHODS: [Method; 3] = [Method::RqVae, Method::ResidualKmeans, Method::Random];
+    const METHODS: [Method; 7] = [
+        Method::RqVae,
+        Method::ResidualKmeans,
+        Method::Balanced,
+        Method::HierarchicalKmeans,
+        Method::Opq,
+        Method::Lsh,
+        Method::Random,
+    ];
+    const NAMES: [&str; 7] = ["rqvae", "rkmeans", "balanced", "hkmeans", "opq", "lsh", "random"];
 
     fn config(method: Method) -> QuantizerConfig {
         let rqvae = RqVaeConfig {
@@ -234,14 +272,19 @@ mod tests {
         let content = heaps(400);
         let error = |method| fit(&config(method), &content).encode(&content).unwrap().relative_error(&content);
         assert!(error(Method::ResidualKmeans) < 0.05);
+        assert!(error(Method::Balanced) < 0.1);
+        assert!(error(Method::HierarchicalKmeans) < 0.1);
+        assert!(error(Method::Opq) < 0.2);
+        assert!(error(Method::Lsh) < 0.9);
         assert!(error(Method::RqVae) < 0.5);
         assert!((error(Method::Random) - 1.0).abs() < 1e-3);
     }
 
     #[test]
     fn names_and_limits() {
-        for (method, name) in METHODS.iter().zip(["\"rqvae\"", "\"rkmeans\"", "\"random\""]) {
-            assert_eq!(serde_json::to_string(method).unwrap(), name);
+        for (method, name) in METHODS.into_iter().zip(NAMES) {
+            assert_eq!(serde_json::to_string(&method).unwrap(), format!("\"{name}\""));
+            assert_eq!(fit(&config(method), &heaps(40)).method(), name);
         }
         let refuse = |json: &str| serde_json::from_str::<QuantizerConfig>(json).map_or(true, |c| c.validate().is_err());
         for json in [
@@ -252,6 +295,8 @@ mod tests {
             r#"{"rqvae":{"hidden":[0]}}"#,
             r#"{"rqvae":{"learning_rate":0}}"#,
             r#"{"rkmeans":{"tolerance":2}}"#,
+            r#"{"hkmeans":{"leaf_size":0}}"#,
+            r#"{"method":"lsh","codebook_size":10}"#,
         ] {
             assert!(refuse(json), "{json}");
         }

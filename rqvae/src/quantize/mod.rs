@@ -2,14 +2,16 @@
 
 mod config;
 mod encoded;
+mod lsh;
 mod random;
 mod residual;
 mod vectors;
 
 pub use config::{FitProgress, Method, QuantizerConfig, fit_quantizer, load_quantizer};
 pub use encoded::Encoded;
+pub use lsh::Lsh;
 pub use random::RandomIds;
-pub(crate) use residual::ResidualQuantizer;
+pub(crate) use residual::{ResidualQuantizer, unit};
 pub use vectors::Vectors;
 pub(crate) use vectors::content_order;
 

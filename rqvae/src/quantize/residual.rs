@@ -12,20 +12,59 @@ use rayon::prelude::*;
 pub(crate) struct ResidualQuantizer {
     dim: usize,
     codebooks: Vec<Vec<f32>>,
+    /// Squared norms of the codewords, prices added.
     norms: Vec<Vec<f32>>,
+    /// What each codeword costs beside the squared distance; empty for nothing.
+    prices: Vec<Vec<f32>>,
+    /// Whether residuals are scaled to length 1 before each level.
+    pub(crate) normalize: bool,
 }
 
 impl ResidualQuantizer {
     /// `codebooks` of (size, dim) each.
     pub(crate) fn new(dim: usize, codebooks: Vec<Vec<f32>>) -> Self {
         let norms = codebooks.iter().map(|codebook| squared_norms(codebook, dim)).collect();
-        Self { dim, codebooks, norms }
+        let prices = vec![Vec::new(); codebooks.len()];
+        Self { dim, codebooks, norms, prices, normalize: false }
+    }
+
+    /// One level whose codewords (size, dim) have `prices` (size,): the code is that of the least squared distance
+    /// plus price.
+    pub(crate) fn priced(dim: usize, codebook: Vec<f32>, prices: Vec<f32>) -> Self {
+        let mut stack = Self::new(dim, vec![codebook]);
+        stack.norms[0].iter_mut().zip(&prices).for_each(|(norm, price)| *norm += price);
+        stack.prices = vec![prices];
+        stack
+    }
+
+    /// A stack that decodes any codes (items, levels): level by level the mean of what the levels before leave of
+    /// `points` (items, dim).
+    pub(crate) fn of_means(points: &[f32], dim: usize, codes: &CodeMatrix, sizes: &[u32]) -> Self {
+        let mut left = points.to_vec();
+        let mut codebooks = Vec::new();
+        for (level, &size) in sizes.iter().enumerate() {
+            let mut sums = vec![0f64; size as usize * dim];
+            let mut counts = vec![0u32; size as usize];
+            for (i, row) in left.chunks_exact(dim).enumerate() {
+                let code = usize::from(codes.row(i)[level]);
+                counts[code] += 1;
+                sums[code * dim..][..dim].iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+            }
+            let mean = |(at, sum): (usize, f64)| (sum / f64::from(counts[at / dim].max(1))) as f32;
+            let codebook: Vec<f32> = sums.into_iter().enumerate().map(mean).collect();
+            for (i, row) in left.chunks_exact_mut(dim).enumerate() {
+                subtract(row, &codebook[usize::from(codes.row(i)[level]) * dim..][..dim]);
+            }
+            codebooks.push(codebook);
+        }
+        Self::new(dim, codebooks)
     }
 
     /// Adds the levels of `other` below.
     pub(crate) fn push(&mut self, other: Self) {
         self.codebooks.extend(other.codebooks);
         self.norms.extend(other.norms);
+        self.prices.extend(other.prices);
     }
 
     /// Codes per level.
@@ -42,6 +81,9 @@ impl ResidualQuantizer {
             || (Vec::new(), vec![0; BLOCK]),
             |(scores, column), (flat, residuals)| {
                 for (level, (codebook, norms)) in self.codebooks.iter().zip(&self.norms).enumerate() {
+                    if self.normalize {
+                        residuals.chunks_exact_mut(dim).for_each(unit);
+                    }
                     nearest_in_block(residuals, dim, codebook, norms, scores, column);
                     for ((row, residual), &code) in
                         flat.chunks_exact_mut(levels).zip(residuals.chunks_exact_mut(dim)).zip(column.iter())
@@ -69,32 +111,76 @@ impl ResidualQuantizer {
     }
 
     pub(crate) fn save(&self, writer: &mut ArtefactWriter) -> Result<()> {
+        self.save_as("codebook", writer)?;
+        for (level, prices) in self.prices.iter().enumerate().filter(|(_, prices)| !prices.is_empty()) {
+            writer.f32s(&format!("prices.{level}"), &[prices.len()], prices)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::save`] under other names, for a stack that decodes beside one that encodes.
+    pub(crate) fn save_means(&self, writer: &mut ArtefactWriter) -> Result<()> {
+        self.save_as("means", writer)
+    }
+
+    fn save_as(&self, name: &str, writer: &mut ArtefactWriter) -> Result<()> {
         for (level, codebook) in self.codebooks.iter().enumerate() {
             let shape = [self.norms[level].len(), self.dim];
-            writer.f32s(&format!("codebook.{level}"), &shape, codebook)?;
+            writer.f32s(&format!("{name}.{level}"), &shape, codebook)?;
         }
         Ok(())
     }
 
     pub(crate) fn load(artefact: &Artefact, dim: usize) -> Result<Self> {
-        let levels = artefact.names().filter(|name| name.starts_with("codebook.")).count();
+        let mut stack = Self::load_as("codebook", artefact, dim)?;
+        for level in 0..stack.codebooks.len() {
+            let name = format!("prices.{level}");
+            if artefact.names().any(|found| found == name) {
+                let (_, prices) = artefact.f32s(&name)?;
+                let norms = &mut stack.norms[level];
+                if prices.len() != norms.len() || prices.iter().any(|x| !x.is_finite()) {
+                    let reason = format!("`{name}` is not {} finite numbers", norms.len());
+                    return Err(Error::corrupt(artefact.path(), reason));
+                }
+                norms.iter_mut().zip(&prices).for_each(|(norm, price)| *norm += price);
+                stack.prices[level] = prices;
+            }
+        }
+        Ok(stack)
+    }
+
+    pub(crate) fn load_means(artefact: &Artefact, dim: usize) -> Result<Self> {
+        Self::load_as("means", artefact, dim)
+    }
+
+    fn load_as(name: &str, artefact: &Artefact, dim: usize) -> Result<Self> {
+        let prefix = format!("{name}.");
+        let levels = artefact.names().filter(|name| name.starts_with(&prefix)).count();
         let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
         if !(1..=MAX_CODES).contains(&levels) {
             return Err(corrupt(format!("{levels} codebooks, expected 1 to {MAX_CODES}")));
         }
         let mut codebooks = Vec::new();
         for level in 0..levels {
-            let (shape, codebook) = artefact.f32s(&format!("codebook.{level}"))?;
+            let (shape, codebook) = artefact.f32s(&format!("{prefix}{level}"))?;
             let size = shape.first().copied().unwrap_or(0);
             if shape != [size, dim] || !(1..=usize::from(Code::MAX) + 1).contains(&size) {
-                return Err(corrupt(format!("`codebook.{level}` has shape {shape:?}, expected (size, {dim})")));
+                return Err(corrupt(format!("`{prefix}{level}` has shape {shape:?}, expected (size, {dim})")));
             }
             if codebook.iter().any(|x| !x.is_finite()) {
-                return Err(corrupt(format!("`codebook.{level}` is not finite")));
+                return Err(corrupt(format!("`{prefix}{level}` is not finite")));
             }
             codebooks.push(codebook);
         }
         Ok(Self::new(dim, codebooks))
+    }
+}
+
+/// Scales a residual to length 1; zeros stay.
+pub(crate) fn unit(row: &mut [f32]) {
+    let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if norm > 0.0 {
+        row.iter_mut().for_each(|x| *x /= norm);
     }
 }
 
