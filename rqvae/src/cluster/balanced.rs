@@ -11,11 +11,12 @@
 
 use super::lloyd::{KmeansConfig, lloyd, nearest_priced, squared_distance, squared_norms, update};
 use crate::Code;
+use rayon::prelude::*;
 
 /// Times that prices come to rest and centroids move to the means of their clusters.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 5;
 /// Most updates of the prices in a round.
-const SETTLING: usize = 40;
+const SETTLING: usize = 100;
 /// Clusters this much larger than their share end the settling.
 const ENOUGH: f64 = 1.05;
 
@@ -37,36 +38,40 @@ pub(crate) fn balanced_lloyd(points: &[f32], dim: usize, config: &KmeansConfig) 
     // the prices in turn.
     let unit = costs.last().copied().unwrap_or(0.0) / n as f64;
     let mut prices = vec![0f32; config.k];
-    let assign = |centroids: &[f32], prices: &[f32]| {
-        let mut biased = squared_norms(centroids, dim);
-        biased.iter_mut().zip(prices).for_each(|(norm, price)| *norm += price);
-        let codes = nearest_priced(points, dim, centroids, &biased);
-        let distance = |(x, &code): (&[f32], &Code)| squared_distance(x, &centroids[usize::from(code) * dim..][..dim]);
-        let distances: Vec<f32> = points.chunks_exact(dim).zip(&codes).map(distance).collect();
-        (codes, distances)
-    };
     let mut best: Option<(usize, Balanced)> = None;
     for _ in 0..ROUNDS {
         let mut steps = Steps::new(config.k);
-        for settling in 0..SETTLING {
-            let (codes, mut distances) = assign(&centroids, &prices);
+        for settling in 1..=SETTLING {
+            let mut biased = squared_norms(&centroids, dim);
+            biased.iter_mut().zip(&prices).for_each(|(norm, price)| *norm += price);
+            let codes = nearest_priced(points, dim, &centroids, &biased);
             let mut counts = vec![0; config.k];
             codes.iter().for_each(|&code| counts[usize::from(code)] += 1);
             let largest = counts.iter().copied().max().unwrap_or(0);
             let enough = largest as f64 <= (ENOUGH * share).max(1.0).ceil();
-            let cost: f64 = distances.iter().map(|&d| f64::from(d)).sum();
-            let better = |(least, found): &(usize, Balanced)| largest < *least || (enough && cost < found.cost);
-            if best.as_ref().is_none_or(better) {
-                best = Some((largest, Balanced { centroids: centroids.clone(), prices: prices.clone(), cost }));
-            }
-            if enough || settling + 1 == SETTLING {
-                update(&mut centroids, points, dim, &codes, &mut distances);
-                break;
+            let end = enough || settling == SETTLING;
+            if end || best.as_ref().is_none_or(|(least, _)| largest < *least) {
+                let mut distances = distances(points, dim, &centroids, &codes);
+                let cost: f64 = distances.iter().map(|&d| f64::from(d)).sum();
+                let better = |(least, found): &(usize, Balanced)| largest < *least || (enough && cost < found.cost);
+                if best.as_ref().is_none_or(better) {
+                    best = Some((largest, Balanced { centroids: centroids.clone(), prices: prices.clone(), cost }));
+                }
+                if end {
+                    update(&mut centroids, points, dim, &codes, &mut distances);
+                    break;
+                }
             }
             steps.apply(&mut prices, &counts, share, unit);
         }
     }
     best.map_or(Balanced { centroids, prices, cost: 0.0 }, |(_, best)| best)
+}
+
+/// Squared distance of every point to its centroid: (items,).
+fn distances(points: &[f32], dim: usize, centroids: &[f32], codes: &[Code]) -> Vec<f32> {
+    let distance = |(x, &code): (&[f32], &Code)| squared_distance(x, &centroids[usize::from(code) * dim..][..dim]);
+    points.par_chunks_exact(dim).zip(codes).map(distance).collect()
 }
 
 /// A step for every price: clusters in a dense place need small ones, others large ones.
@@ -86,7 +91,7 @@ impl Steps {
         for ((price, (step, up)), &count) in prices.iter_mut().zip(&mut self.steps).zip(counts) {
             let excess = ((count as f64 + 0.5) / (share + 0.5)).ln().clamp(-1.0, 1.0);
             let now = excess > 0.0;
-            *step = (*step * if now == *up { 1.1 } else { 0.6 }).clamp(1e-5, 0.1);
+            *step = (*step * if now == *up { 1.1 } else { 0.6 }).clamp(1e-5, 0.3);
             *up = now;
             *price += (*step * unit * excess) as f32;
         }
