@@ -94,7 +94,7 @@ fn main() {
         let (mut gap, mut same, mut all) = (0f32, 0usize, 0u32);
         let rounds = if batch > 1 { rounds.div_ceil(5) } else { rounds };
         for round in 0..rounds + 2 {
-            let item = |at: usize| ItemIdx((mix((round * batch * history + at) as u64 ^ 77) % items as u64) as u32);
+            let item = |at: usize| ItemIdx((mix((round * batch * history + at) as u64 ^ 0x4d) % items as u64) as u32);
             let histories: Vec<Vec<ItemIdx>> =
                 (0..batch).map(|request| (0..history).map(|i| item(request * history + i)).collect()).collect();
             let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();

@@ -89,6 +89,26 @@ impl<'t> SimdKernel<'t> {
     }
 }
 
+/// The step of one request, compiled for every instruction set. (A closure would be called through a shim, and stay
+/// code for every processor.)
+struct Expand<'a> {
+    kernel: SimdKernel<'a>,
+    beams: &'a CpuBeams,
+    request: usize,
+    scores: &'a Scores,
+    width: usize,
+    room: &'a mut Room,
+}
+
+impl pulp::WithSimd for Expand<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        self.kernel.expand(self.beams, self.request, self.scores, self.width, self.room);
+    }
+}
+
 /// Scores of the children of one beam.
 struct Row<'a> {
     log_probs: &'a [f32],
@@ -195,7 +215,7 @@ impl BeamKernel for SimdKernel<'_> {
     fn step(&self, beams: &mut CpuBeams, scores: &Scores, width: usize) -> Result<()> {
         let mut rooms = beams.rooms(self.trie, scores, width)?;
         let expand = |(request, room): (usize, &mut Room)| {
-            self.arch.dispatch(|| self.expand(beams, request, scores, width, room));
+            self.arch.dispatch(Expand { kernel: *self, beams, request, scores, width, room });
         };
         if beams.rows() < PARALLEL_ROWS {
             rooms.iter_mut().enumerate().for_each(expand);

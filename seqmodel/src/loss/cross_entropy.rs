@@ -1,6 +1,6 @@
 //! Mean cross-entropy with label smoothing, fused: the softmax is computed again in the backward pass.
 
-use crate::nn::{exp_shifted_sum, max_of, values, with_values};
+use crate::nn::{exp_shifted_sum, max_of, values, vectorized, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl CustomOp1 for CrossEntropy {
             .zip(&self.targets[..])
             .with_min_len(16)
             .map(|(row, target)| {
-                pulp::Arch::new().dispatch(|| {
+                vectorized!({
                     let max = max_of(row);
                     let log_sum = max + exp_shifted_sum(row, max).ln();
                     let mut loss = log_sum - (1.0 - e) * row[*target as usize];
@@ -62,7 +62,7 @@ impl CustomOp1 for CrossEntropy {
                 .zip(logits.par_chunks(classes).zip(&self.targets[..]))
                 .with_min_len(16)
                 .for_each(|(out, (row, target))| {
-                    pulp::Arch::new().dispatch(|| {
+                    vectorized!({
                         let max = max_of(row);
                         let inverse = scale / exp_shifted_sum(row, max);
                         for (out, x) in out.iter_mut().zip(row) {

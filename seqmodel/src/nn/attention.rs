@@ -4,7 +4,7 @@
 //! The backward pass computes the probabilities again, so nothing of size (heads, queries, keys) is kept per batch.
 
 use super::feed_forward::Drop;
-use super::math::{axpy, dot, exp, max_of};
+use super::math::{axpy, dot, exp, max_of, vectorized};
 use super::{Linear, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -275,7 +275,7 @@ impl CustomOp3 for Attend {
         let one_q = queries * inner;
         let one_kv = sizes.keys * 2 * inner;
         out.par_chunks_mut(one_q).enumerate().with_min_len(4).for_each(|(b, out)| {
-            pulp::Arch::new().dispatch(|| {
+            vectorized!({
                 self.forward_one(b, &q[b * one_q..][..one_q], &kv[b * one_kv..][..one_kv], bias, sizes, out);
             });
         });
@@ -312,7 +312,7 @@ impl CustomOp3 for Attend {
                                     let b = g * group + i;
                                     let (q, kv) = (&qs[b * one_q..][..one_q], &kvs[b * one_kv..][..one_kv]);
                                     let grad = &gs[b * one_q..][..one_q];
-                                    pulp::Arch::new().dispatch(|| {
+                                    vectorized!({
                                         self.backward_one(b, q, kv, bias, grad, sizes, dq, dkv, &mut dbias);
                                     });
                                 }

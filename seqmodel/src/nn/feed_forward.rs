@@ -1,5 +1,6 @@
 //! The position-wise block of T5 (ReLU), and dropout whose mask is drawn again instead of stored.
 
+use super::math::vectorized;
 use super::{Linear, values, with_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -87,7 +88,7 @@ fn map(x: &[f32], f: impl Fn(u64, f32) -> f32 + Sync) -> Vec<f32> {
     let mut y = vec![0.0; x.len()];
     y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).enumerate().for_each(|(block, (y, x))| {
         let start = (block * BLOCK) as u64;
-        pulp::Arch::new().dispatch(|| {
+        vectorized!({
             for i in 0..y.len() {
                 y[i] = f(start + i as u64, x[i]);
             }
@@ -102,7 +103,7 @@ fn map2(x: &[f32], z: &[f32], f: impl Fn(u64, f32, f32) -> f32 + Sync) -> Vec<f3
     y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK).zip(z.par_chunks(BLOCK))).enumerate().for_each(
         |(block, (y, (x, z)))| {
             let start = (block * BLOCK) as u64;
-            pulp::Arch::new().dispatch(|| {
+            vectorized!({
                 for i in 0..y.len() {
                     y[i] = f(start + i as u64, x[i], z[i]);
                 }

@@ -2,6 +2,27 @@
 
 use rayon::prelude::*;
 
+/// Runs an expression compiled for the widest vectors that the processor has.
+///
+/// A closure is inlined into the code of an instruction set only when it can be called once at most, which the token
+/// that it consumes makes sure of; any other is called through a shim, and stays code for every processor.
+macro_rules! vectorized {
+    ($body:expr) => {{
+        let once = $crate::nn::Once;
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let _consumed: $crate::nn::Once = once;
+                $body
+            },
+        )
+    }};
+}
+pub(crate) use vectorized;
+
+/// See [`vectorized`].
+pub(crate) struct Once;
+
 /// Sum of products, in sixteen lanes with a fixed reduction order.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -25,7 +46,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// [`dot`] for callers outside a vectorised loop.
 pub(crate) fn inner_product(a: &[f32], b: &[f32]) -> f32 {
-    pulp::Arch::new().dispatch(|| dot(a, b))
+    vectorized!(dot(a, b))
 }
 
 /// `y += a * x`.
@@ -53,6 +74,20 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     let two_to_n = f32::from_bits(shifted.to_bits().wrapping_sub(0x4b40_0000 - 127) << 23);
     (p * r * r + r + 1.0) * two_to_n
+}
+
+/// Sum, in sixteen lanes.
+#[inline(always)]
+pub(crate) fn sum_of(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; 16];
+    let chunks = x.chunks_exact(16);
+    let tail: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] += chunk[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + tail
 }
 
 /// Largest value, `-inf` for none.
@@ -85,7 +120,7 @@ pub(crate) fn exp_shifted_sum(x: &[f32], shift: f32) -> f32 {
 
 /// Log-softmax of one row, in place.
 pub(crate) fn log_softmax_row(row: &mut [f32]) {
-    pulp::Arch::new().dispatch(|| {
+    vectorized!({
         let max = max_of(row);
         let log_sum = exp_shifted_sum(row, max).ln();
         for value in row.iter_mut() {

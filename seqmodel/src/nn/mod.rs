@@ -18,7 +18,9 @@ pub use feed_forward::{FeedForward, dropout, dropout_add};
 pub use linear::Linear;
 pub(crate) use linear::project;
 pub use math::log_softmax_rows;
-pub(crate) use math::{axpy, dot, exp, exp_shifted_sum, inner_product, log_softmax_row, max_of};
+pub(crate) use math::{
+    Once, axpy, dot, exp, exp_shifted_sum, inner_product, log_softmax_row, max_of, sum_of, vectorized,
+};
 pub use norm::RmsNorm;
 pub use params::{Parameters, load_parameters, save_parameters};
 pub use position::RelativeBias;

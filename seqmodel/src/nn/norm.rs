@@ -2,7 +2,7 @@
 //!
 //! Paper: Zhang and Sennrich 2019, Root Mean Square Layer Normalization, eq. 4; T5 uses it with epsilon 1e-6.
 
-use super::math::{axpy, dot};
+use super::math::{axpy, dot, vectorized};
 use super::{values, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -59,7 +59,7 @@ impl CustomOp2 for RmsNormOp {
         let mut y = vec![0.0; x.len()];
         let block = w.len() * ROWS;
         y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| {
-            pulp::Arch::new().dispatch(|| {
+            vectorized!({
                 for (y, x) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
                     let scale = self.inverse_rms(x);
                     for i in 0..w.len() {
@@ -86,7 +86,7 @@ impl CustomOp2 for RmsNormOp {
                         .map(|(dx, (x, g))| {
                             let mut dw = vec![0.0; dim];
                             let mut wg = vec![0.0; dim];
-                            pulp::Arch::new().dispatch(|| {
+                            vectorized!({
                                 let rows = x.chunks_exact(dim).zip(g.chunks_exact(dim));
                                 for (dx, (x, g)) in dx.chunks_exact_mut(dim).zip(rows) {
                                     let scale = self.inverse_rms(x);

@@ -5,7 +5,9 @@
 
 use super::matrix::{Into, Packed, Rows};
 use crate::Result;
-use crate::nn::{Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, with_values};
+use crate::nn::{
+    Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, sum_of, vectorized, with_values,
+};
 
 /// Norm in front of a projection, both as one matrix.
 fn folded(norm: Option<&RmsNorm>, linear: &[&Linear], scale: f32) -> Result<Packed> {
@@ -131,12 +133,12 @@ impl PackedBlock {
         scratch.projected.resize(rows * stride, 0.0);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
         self.query_key_value.product(normed, &mut scratch.projected, stride, Into::Place);
-        let projected = &scratch.projected;
-        let new: Vec<f32> =
-            (0..rows).flat_map(|row| &projected[row * stride + width..][..2 * width]).copied().collect();
+        let projected = &scratch.projected[..rows * stride];
+        let mut new = Vec::with_capacity(rows * 2 * width);
+        projected.chunks_exact(stride).for_each(|row| new.extend_from_slice(&row[width..]));
         scratch.mixed.resize(rows * width, 0.0);
         let mixed = &mut scratch.mixed;
-        pulp::Arch::new().dispatch(|| self.own_path(projected, bias, past, &new, ancestors, mixed));
+        vectorized!(self.own_path(projected, bias, past, &new, ancestors, mixed));
         let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
         self.output.product(mixed, x, dim, Into::Sum);
         if let (Some((query, _, output)), Some(memory)) = (&self.memory, memory) {
@@ -226,8 +228,10 @@ impl PackedMemory {
         self.values.resize_with(heads, Packed::default);
         for head in 0..heads {
             let (key, value) = (head * hd, (heads + head) * hd);
-            self.keys[head].fill(seq, hd, |position, i| rows[position * stride + key + i]);
-            self.values[head].fill(hd, seq, |i, position| rows[position * stride + value + i]);
+            let keys = (0..seq).map(|position| &rows[position * stride + key..][..hd]);
+            self.keys[head].fill_rows(seq, hd, keys);
+            let values = (0..seq).map(|position| &rows[position * stride + value..][..hd]);
+            self.values[head].fill_columns(hd, seq, values);
         }
     }
 
@@ -244,20 +248,14 @@ impl PackedMemory {
         let seq = self.keys[head].outputs();
         scores.resize(queries.count * seq, 0.0);
         self.keys[head].product(queries, scores, seq, Into::Place);
-        pulp::Arch::new().dispatch(|| {
+        vectorized!({
             for (query, row) in scores.chunks_exact_mut(seq.max(1)).enumerate() {
                 if let Some(bias) = bias {
                     axpy(row, 1.0, bias(query));
                 }
                 let max = max_of(row);
-                let mut lanes = [0f32; 16];
-                for chunk in row.chunks_mut(16) {
-                    for (lane, weight) in lanes.iter_mut().zip(chunk) {
-                        *weight = exp(*weight - max);
-                        *lane += *weight;
-                    }
-                }
-                let scale = 1.0 / lanes.iter().sum::<f32>();
+                row.iter_mut().for_each(|weight| *weight = exp(*weight - max));
+                let scale = 1.0 / sum_of(row);
                 row.iter_mut().for_each(|weight| *weight *= scale);
             }
         });
@@ -269,7 +267,7 @@ impl PackedMemory {
 /// Rows of `x` (rows, dim) over their root mean squares.
 pub(crate) fn norm(x: &[f32], dim: usize, normed: &mut Vec<f32>) {
     normed.resize(x.len(), 0.0);
-    pulp::Arch::new().dispatch(|| {
+    vectorized!({
         for (normed, x) in normed.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
             let scale = 1.0 / (dot(x, x) / dim as f32 + RmsNorm::EPSILON).sqrt();
             normed.iter_mut().zip(x).for_each(|(normed, x)| *normed = x * scale);

@@ -40,24 +40,35 @@ impl Packed {
     /// A matrix whose element (output, input) is `at`.
     pub(crate) fn new(outputs: usize, inputs: usize, at: impl Fn(usize, usize) -> f32) -> Self {
         let mut packed = Self::default();
-        packed.fill(outputs, inputs, at);
+        let row = |output: usize| (0..inputs).map(|input| at(output, input)).collect::<Vec<_>>();
+        packed.fill_rows(outputs, inputs, (0..outputs).map(row));
         packed
     }
 
-    /// The same in the memory of what was here before.
-    #[inline(always)]
-    pub(crate) fn fill(&mut self, outputs: usize, inputs: usize, at: impl Fn(usize, usize) -> f32) {
-        (self.outputs, self.inputs) = (outputs, inputs);
-        self.panels.clear();
-        self.panels.resize(outputs.div_ceil(PANEL) * inputs * PANEL, 0.0);
-        for (panel, numbers) in self.panels.chunks_exact_mut((inputs * PANEL).max(1)).enumerate() {
-            let width = PANEL.min(outputs - panel * PANEL);
-            for (input, numbers) in numbers.chunks_exact_mut(PANEL).enumerate() {
-                for (output, number) in numbers[..width].iter_mut().enumerate() {
-                    *number = at(panel * PANEL + output, input);
-                }
+    /// From its rows, one an output, in the memory of what was here before.
+    pub(crate) fn fill_rows<R: AsRef<[f32]>>(&mut self, outputs: usize, inputs: usize, rows: impl Iterator<Item = R>) {
+        self.make_room(outputs, inputs);
+        for (output, row) in rows.enumerate() {
+            let panel = &mut self.panels[output / PANEL * inputs * PANEL..][..inputs * PANEL];
+            let places = panel[output % PANEL..].iter_mut().step_by(PANEL);
+            places.zip(row.as_ref()).for_each(|(place, number)| *place = *number);
+        }
+    }
+
+    /// From its columns, one an input, in the memory of what was here before.
+    pub(crate) fn fill_columns<'a>(&mut self, outputs: usize, inputs: usize, columns: impl Iterator<Item = &'a [f32]>) {
+        self.make_room(outputs, inputs);
+        for (input, column) in columns.enumerate() {
+            for (panel, numbers) in column.chunks(PANEL).enumerate() {
+                self.panels[(panel * inputs + input) * PANEL..][..numbers.len()].copy_from_slice(numbers);
             }
         }
+    }
+
+    /// What lies behind the last output is computed with and never read out: it only has to be there.
+    fn make_room(&mut self, outputs: usize, inputs: usize) {
+        (self.outputs, self.inputs) = (outputs, inputs);
+        self.panels.resize(outputs.div_ceil(PANEL) * inputs * PANEL, 0.0);
     }
 
     /// The outputs of `first`, then those of `second`, which has the same inputs.
@@ -163,8 +174,15 @@ mod tests {
         ) {
             let number = |at: usize| f32::from(((at as u32).wrapping_mul(2_654_435_761) ^ seed) as u16) / 32_768.0 - 1.0;
             let stride = inputs + gap;
+            let weight = |o: usize, i: usize| number(7 * o + 1000 * i + 3);
             let data: Vec<f32> = (0..count * stride).map(number).collect();
-            let packed = Packed::new(outputs, inputs, |o, i| number(7 * o + 1000 * i + 3));
+            let mut packed = Packed::new(outputs, inputs, weight);
+            if seed.is_multiple_of(2) {
+                // Over something else.
+                packed = Packed::new(outputs + 40, inputs + 3, |_, _| 9.0);
+                let columns: Vec<Vec<f32>> = (0..inputs).map(|i| (0..outputs).map(|o| weight(o, i)).collect()).collect();
+                packed.fill_columns(outputs, inputs, columns.iter().map(Vec::as_slice));
+            }
             let into = [Into::Place, Into::Relu, Into::Sum][usize::from(way)];
             let before: Vec<f32> = (0..count * (outputs + gap)).map(|at| number(at + 99)).collect();
             let mut out = before.clone();
@@ -175,7 +193,7 @@ mod tests {
                     prop_assert_eq!(*out, before[at]);
                     continue;
                 }
-                let sum: f64 = (0..inputs).map(|i| f64::from(data[row * stride + i]) * f64::from(number(7 * output + 1000 * i + 3))).sum();
+                let sum: f64 = (0..inputs).map(|i| f64::from(data[row * stride + i]) * f64::from(weight(output, i))).sum();
                 let want = match into {
                     Into::Place => sum,
                     Into::Relu => sum.max(0.0),

@@ -76,7 +76,8 @@ impl PackedTiger {
     fn encode(&self, history: &[ItemIdx]) -> Request {
         let tokens = self.model.history_tokens(history);
         let mut scratch = Scratch::default();
-        let mut x: Vec<f32> = tokens.iter().flat_map(|token| self.row(*token as usize)).copied().collect();
+        let mut x = Vec::with_capacity(tokens.len() * self.dim);
+        tokens.iter().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
         for block in &self.encoder {
             block.encode(&mut x, tokens.len(), &self.encoder_bias, &mut scratch);
         }
@@ -98,7 +99,7 @@ impl PackedTiger {
             _ => self.model.level_rows(level - 1).start + *code as usize,
         };
         request.x.clear();
-        request.x.extend(codes.iter().flat_map(|code| self.row(token(code))));
+        codes.iter().for_each(|code| request.x.extend_from_slice(self.row(token(code))));
         if level > 0 {
             let before = level - 1;
             let path = |parent: &u32| &request.ancestors[*parent as usize * before..][..before];
