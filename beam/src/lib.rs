@@ -1,9 +1,9 @@
 //! The set of valid semantic IDs as a trie, and search over it.
 //!
 //! Rooms: [`Trie`] (which IDs exist, what changed since: [`TrieDelta`], and which of them a request may see:
-//! [`LiveMask`]), [`StepScorer`] (the model as search sees it; [`Guided`] adds a second opinion on items), [`search`] (the
-//! loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`] is the reference, [`SimdKernel`] the
-//! fast one) and [`oracle`] (no pruning: slow and obviously right).
+//! [`LiveMask`]), [`StepScorer`] (the model as search sees it; [`Guided`] adds a second opinion on items, [`Sampled`] draws
+//! instead of ranking), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`]
+//! is the reference, [`SimdKernel`] the fast one) and [`oracle`] (no pruning: slow and obviously right).
 //!
 //! ```
 //! use beam::{BeamConfig, LiveMask, PrefixScorer, SimdKernel, Trie, search};
@@ -33,6 +33,7 @@ mod guide;
 mod kernel;
 pub mod oracle;
 mod order;
+mod sample;
 mod scorer;
 mod search;
 mod trie;
@@ -41,6 +42,7 @@ pub use error::{BoxError, Error, Result};
 pub use guide::Guided;
 pub use kernel::{BeamKernel, CpuBeams, CpuKernel, Scores, SimdKernel};
 pub use order::CandidateKey;
+pub use sample::{Sampled, Sampling};
 pub use scorer::{PrefixScorer, StepScorer};
 pub use search::{BeamConfig, Hypothesis, ScoreMode, search};
 pub use trie::{Codes, LiveMask, NodeId, Trie, TrieDelta};

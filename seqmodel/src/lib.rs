@@ -2,7 +2,7 @@
 //!
 //! Rooms, in the order data flows: [`data`] (histories, split, batches), [`nn`] (layers), [`rqt`], [`tiger`] and
 //! [`dense`] (models), [`loss`], [`train`] (one loop for all), [`generative`] and [`retrieve`] (history in, items out),
-//! [`mod@evaluate`] and [`metrics`].
+//! [`mod@evaluate`] and [`Metrics`].
 
 pub mod baseline;
 pub mod data;
