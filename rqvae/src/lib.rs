@@ -15,7 +15,8 @@ pub use cluster::{Opq, OpqConfig, ResidualKmeans, ResidualKmeansConfig};
 pub use content::{BertEncoder, ContentEncoder, HashedEncoder, ItemText, LsaConfig, LsaEncoder};
 pub use error::{Error, Result};
 pub use ids::{
-    Code, CodeMatrix, CollisionPolicy, ItemIdx, MAX_CODES, SemanticId, SidSpec, SidStats, SidTable, resolve,
+    Code, CodeMatrix, CollisionPolicy, ItemIdx, LastLevel, MAX_CODES, Reassignment, SemanticId, SidSpec, SidStats,
+    SidTable, reassign, resolve,
 };
 pub use model::{RqVae, RqVaeConfig, RqVaeQuantizer};
 pub use quantize::{Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};

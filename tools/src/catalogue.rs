@@ -5,7 +5,7 @@
 use crate::error::{bad_data, cannot_create};
 use crate::table::{ItemKeys, SidsMeta, write_sids, write_vectors};
 use anyhow::{Context, Result};
-use beam::Trie;
+use beam::{Trie, TrieDelta};
 use rqvae::{Artefact, ArtefactWriter, ItemIdx, SidEncoder, SidTable, Vectors, file_digest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +49,22 @@ pub struct Origin {
     pub fit_seconds: f64,
     /// Items encoded per second.
     pub encode_items_per_second: f64,
+    /// What was done about items with equal codes; `None` in catalogues of older versions.
+    #[serde(default)]
+    pub collisions: Option<Collisions>,
+}
+
+/// What was done about items with equal codes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Collisions {
+    /// `suffix`, `nearest-free`, `min-cost` or `share`.
+    pub policy: String,
+    /// Distinct code tuples as the quantiser gave them.
+    pub unique_prefixes_before: usize,
+    /// Most items with equal codes as the quantiser gave them.
+    pub max_group_before: usize,
+    /// Items that moved to another code of the last level.
+    pub moved: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,6 +80,12 @@ struct Manifest {
     #[serde(default)]
     content_digest: String,
     integer_ids: bool,
+    /// Digests of the SID tables that this one extends, oldest first.
+    #[serde(default)]
+    lineage: Vec<String>,
+    /// Rows of items that were removed, ascending: they keep their IDs and are never found.
+    #[serde(default)]
+    removed: Vec<ItemIdx>,
     origin: Origin,
     /// BLAKE3 of every file.
     files: BTreeMap<String, String>,
@@ -75,8 +97,12 @@ pub struct Catalogue {
     pub keys: ItemKeys,
     /// Semantic IDs.
     pub sids: SidTable,
-    /// All IDs as a trie.
+    /// The IDs of all items that can be found, as a trie: those in `removed` are not in it.
     pub trie: Trie,
+    /// Digests of the SID tables that this one extends, oldest first: models trained on them fit.
+    pub lineage: Vec<String>,
+    /// Items that were removed, ascending: they keep rows and IDs, as histories and models know them.
+    pub removed: Vec<ItemIdx>,
     /// For people.
     pub cards: Vec<ItemCard>,
     /// Content vectors, which some models read.
@@ -142,6 +168,8 @@ impl Catalogue {
             quantizer_digest: meta.quantizer_digest,
             content_digest: meta.content_digest,
             integer_ids: self.keys.integer,
+            lineage: self.lineage.clone(),
+            removed: self.removed.clone(),
             origin: self.origin.clone(),
             files,
         };
@@ -166,7 +194,11 @@ impl Catalogue {
         }
         writer.u32s("key_offsets", &[offsets.len()], &offsets)?;
         writer.u8s("key_bytes", &[bytes.len()], &bytes)?;
-        self.trie.save_into(&mut writer)?;
+        if self.removed.is_empty() {
+            self.trie.save_into(&mut writer)?;
+        } else {
+            Trie::build(&self.sids)?.save_into(&mut writer)?;
+        }
         Ok(writer.write(path)?)
     }
 
@@ -225,7 +257,18 @@ impl Catalogue {
         }
         let cards = read_cards(&dir.join("items.jsonl"), sids.items())?;
         let content = crate::table::read_vectors(&dir.join(VECTORS), &keys)?;
-        Ok(Self { keys, sids, trie, cards, content, origin: manifest.origin })
+        let Manifest { lineage, removed, origin, .. } = manifest;
+        let ascending = removed.windows(2).all(|w| w[0] < w[1]);
+        if !ascending || removed.last().is_some_and(|item| item.0 as usize >= sids.items()) {
+            return Err(bad_data(format!("{}: `removed` is no ascending list of items", path.display())));
+        }
+        let trie = without(trie, &removed);
+        Ok(Self { keys, sids, trie, lineage, removed, cards, content, origin })
+    }
+
+    /// Whether an item can be found, that is, was not removed.
+    pub fn is_live(&self, item: ItemIdx) -> bool {
+        self.removed.binary_search(&item).is_err()
     }
 
     /// Title of an item, or its id where there is none.
@@ -233,6 +276,18 @@ impl Catalogue {
         let title = &self.cards[item.0 as usize].title;
         if title.is_empty() { self.keys.key(item) } else { title }
     }
+}
+
+/// `trie` without the `removed` items.
+pub(crate) fn without(trie: Trie, removed: &[ItemIdx]) -> Trie {
+    if removed.is_empty() {
+        return trie;
+    }
+    let mut delta = TrieDelta::new(&trie);
+    for item in removed {
+        delta.remove(*item);
+    }
+    delta.fold()
 }
 
 #[cfg(unix)]

@@ -9,16 +9,16 @@ use crate::error::{Fault, fault};
 use crate::interrupt::Interrupt;
 use crate::jobs::demo::DemoJob;
 use crate::jobs::train::Trained;
-use crate::jobs::{build_sids, inspect, recommend, train};
+use crate::jobs::{build_sids, recommend, train};
 use crate::models::RunConfig;
 use crate::progress::Stage;
+use crate::sids::SidsCommand;
 use crate::table::{
     Interactions, Items, ReadOptions, find_in, read_histories, read_interactions, read_items, write_vectors,
 };
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use eval::{EvalArgs, eval};
-use rqvae::{Method, QuantizerConfig};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -132,7 +132,7 @@ struct MakeDemoArgs {
 }
 
 #[derive(Args)]
-struct ItemsArgs {
+pub(crate) struct ItemsArgs {
     /// Items: JSONL (.gz, .zst), CSV, TSV or Parquet with item_id and text fields
     #[arg(long, value_name = "FILE", env = "SIDREC_ITEMS")]
     items: PathBuf,
@@ -157,7 +157,7 @@ impl ItemsArgs {
         }
     }
 
-    fn read(&self) -> Result<Items> {
+    pub(crate) fn read(&self) -> Result<Items> {
         let stage = Stage::new("read items", 0);
         let items = read_items(&self.items, &self.options())?;
         stage.done(&format!("{} items, {} rows rejected", items.keys.len(), items.rejected));
@@ -178,84 +178,6 @@ struct EmbedArgs {
     /// Output: .safetensors, .npy or .parquet
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum MethodArg {
-    /// Residual k-means
-    Rkmeans,
-    /// Residual-quantised variational autoencoder
-    Rqvae,
-    /// Codes that say nothing about the content: a control
-    Random,
-}
-
-#[derive(Subcommand)]
-enum SidsCommand {
-    /// Fit the quantiser, encode, resolve collisions, build the index
-    #[command(
-        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --out catalogue"
-    )]
-    Build(BuildArgs),
-    /// Health of the IDs: usage, perplexity, collisions, error
-    #[command(after_help = "Examples:\n  sidrec sids inspect catalogue\n  sidrec sids inspect catalogue --json")]
-    Inspect {
-        /// Catalogue directory
-        catalogue: PathBuf,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Semantic IDs of items
-    #[command(
-        after_help = "Examples:\n  sidrec sids lookup catalogue P00001\n  sidrec sids lookup catalogue P00001 P00002"
-    )]
-    Lookup {
-        /// Catalogue directory
-        catalogue: PathBuf,
-        /// Item ids
-        #[arg(required = true)]
-        items: Vec<String>,
-    },
-    /// Items under a prefix
-    #[command(after_help = "Examples:\n  sidrec sids tree catalogue 12\n  sidrec sids tree catalogue 12,7")]
-    Tree {
-        /// Catalogue directory
-        catalogue: PathBuf,
-        /// Codes separated by commas; the root without it
-        #[arg(default_value = "")]
-        prefix: String,
-    },
-}
-
-#[derive(Args)]
-struct BuildArgs {
-    #[command(flatten)]
-    items: ItemsArgs,
-    /// Vectors to quantise instead of encoding the text: .npy, .safetensors or .parquet
-    #[arg(long, value_name = "FILE", env = "SIDREC_EMBEDDINGS")]
-    embeddings: Option<PathBuf>,
-    /// lsa (default), hashed, or a local Hugging Face folder
-    #[arg(long, env = "SIDREC_ENCODER")]
-    encoder: Option<String>,
-    /// Quantiser
-    #[arg(long, value_enum, default_value = "rkmeans", env = "SIDREC_METHOD")]
-    method: MethodArg,
-    /// Codes per item, the suffix left out
-    #[arg(long, default_value_t = 3, env = "SIDREC_LEVELS")]
-    levels: usize,
-    /// Codes per level
-    #[arg(long, default_value_t = 256, env = "SIDREC_CODEBOOK_SIZE")]
-    codebook_size: u32,
-    /// Everything random follows from it
-    #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
-    seed: u64,
-    /// New catalogue directory
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Print the health of the IDs as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -342,17 +264,7 @@ impl Cli {
             Command::Data(DataCommand::Check(args)) => check(&args),
             Command::Data(DataCommand::MakeDemo(args)) => make_demo(&args),
             Command::Embed(args) => embed(&args),
-            Command::Sids(SidsCommand::Build(args)) => build(&args),
-            Command::Sids(SidsCommand::Inspect { catalogue, json }) => {
-                let report = inspect::tokenizer(&Catalogue::open(&catalogue)?);
-                if json { json_line(&report) } else { print(&inspect::describe(&report)) }
-            }
-            Command::Sids(SidsCommand::Lookup { catalogue, items }) => {
-                print(&inspect::lookup(&Catalogue::open(&catalogue)?, &items)?)
-            }
-            Command::Sids(SidsCommand::Tree { catalogue, prefix }) => {
-                print(&inspect::tree(&Catalogue::open(&catalogue)?, &prefix)?)
-            }
+            Command::Sids(command) => crate::sids::run(command),
             Command::Train(args) => train_model(&args),
             Command::Eval(args) => eval(&args),
             Command::Recommend(args) => recommend_all(&args),
@@ -366,14 +278,14 @@ impl Cli {
 }
 
 /// Writes data to standard output; a reader that has gone away ends the program quietly.
-fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
 }
 
-fn json_line(value: &impl serde::Serialize) -> Result<()> {
+pub(crate) fn json_line(value: &impl serde::Serialize) -> Result<()> {
     print(&(serde_json::to_string(value)? + "\n"))
 }
 
@@ -437,30 +349,6 @@ fn embed(args: &EmbedArgs) -> Result<()> {
     let vectors = source.vectors(&items)?;
     write_vectors(&args.out, &vectors, &items.keys)?;
     json_line(&serde_json::json!({ "items": vectors.rows(), "dim": vectors.dim, "encoder": source.name() }))
-}
-
-fn build(args: &BuildArgs) -> Result<()> {
-    require_empty(&args.out)?;
-    let items = args.items.read()?;
-    let source = build_sids::Content::choose(&items, args.embeddings.as_deref(), args.encoder.as_deref(), args.seed)?;
-    let content = source.vectors(&items)?;
-    let config = QuantizerConfig {
-        method: match args.method {
-            MethodArg::Rkmeans => Method::ResidualKmeans,
-            MethodArg::Rqvae => Method::RqVae,
-            MethodArg::Random => Method::Random,
-        },
-        levels: args.levels,
-        codebook_size: args.codebook_size,
-        seed: args.seed,
-        ..QuantizerConfig::default()
-    };
-    config.validate().map_err(|e| fault(Fault::Usage, e))?;
-    let built = build_sids::build(&items, &content, &source.name(), &config, &|_| true)?;
-    let quantizer = built.quantizer.as_ref();
-    built.catalogue.write(&args.out, &built.residual_norms, quantizer, &|dir| source.save(dir))?;
-    let report = inspect::tokenizer(&built.catalogue);
-    if args.json { json_line(&report) } else { print(&inspect::describe(&report)) }
 }
 
 fn train_model(args: &TrainArgs) -> Result<()> {

@@ -14,4 +14,5 @@ pub mod jobs;
 pub mod models;
 pub mod progress;
 pub mod report;
+mod sids;
 pub mod table;

@@ -70,6 +70,8 @@ fn every_command_has_help_with_two_examples() {
         "sids inspect",
         "sids lookup",
         "sids tree",
+        "sids add",
+        "sids remove",
         "train",
         "eval",
         "recommend",
@@ -238,4 +240,63 @@ fn bad_input_is_named_with_its_exit_code() {
     shop.fails(&[&train("events.csv")[..], &["--model", "tigre"]].concat(), 2, &["tigre", "tiger"]);
     shop.fails(&["eval", "--run", "nothing", "--catalogue", "c", "--interactions", "events.csv"], 66, &["nothing"]);
     assert!(shop.ok(&[&train("events.csv")[..], &["--print-config"]].concat()).contains("# preset rqt quick"));
+}
+
+/// Items that come and go: IDs stay, a trained model still fits, what is gone is never recommended.
+#[test]
+fn items_are_added_and_removed_beside_a_trained_model() {
+    let shop = Shop { dir: tempfile::tempdir().unwrap() };
+    shop.ok(&["data", "make-demo", "--items", "300", "--users", "60", "--out", "shop"]);
+    let text = fs::read_to_string(shop.path("shop/items.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let id = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["item_id"].to_string();
+    fs::write(shop.path("old.jsonl"), lines[..280].join("\n")).unwrap();
+    fs::write(shop.path("new.jsonl"), lines[270..].join("\n")).unwrap();
+    fs::write(shop.path("gone.jsonl"), lines[100..110].join("\n")).unwrap();
+    let events = fs::read_to_string(shop.path("shop/interactions.csv")).unwrap();
+    let late: Vec<String> = lines[280..].iter().map(|line| id(line).replace('"', "")).collect();
+    let kept: Vec<&str> =
+        events.lines().filter(|line| !late.iter().any(|id| line.split(',').any(|f| f == id))).collect();
+    fs::write(shop.path("events.csv"), kept.join("\n")).unwrap();
+    let build =
+        ["sids", "build", "--items", "old.jsonl", "--method", "balanced", "--codebook-size", "16", "--out", "c"];
+    shop.ok(&[&build[..], &["--collisions", "min-cost"]].concat());
+    let train = ["train", "--catalogue", "c", "--interactions", "events.csv", "--preset", "quick", "--out", "run"];
+    shop.ok(&[&train[..], &["--set", "train.max_epochs=1", "--set", "model.item_embedding=true"]].concat());
+
+    let parse = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    let added = parse(shop.ok(&["sids", "add", "c", "--items", "new.jsonl"]));
+    assert_eq!(
+        (added["added"].as_u64(), added["known"].as_u64(), added["outdated"].as_u64()),
+        (Some(20), Some(10), Some(0))
+    );
+    assert_eq!((added["live"].as_u64(), added["out"].as_str()), (Some(300), Some("c-v2")));
+    let removed = parse(shop.ok(&["sids", "remove", "c-v2", "--items", "gone.jsonl"]));
+    assert_eq!((removed["removed"].as_u64(), removed["live"].as_u64()), (Some(10), Some(290)));
+    let ids: Vec<String> = lines.iter().map(|line| id(line).replace('"', "")).collect();
+    let lookup = |catalogue: &str, ids: &[String]| {
+        let args: Vec<&str> = ["sids", "lookup", catalogue].into_iter().chain(ids.iter().map(String::as_str)).collect();
+        shop.ok(&args)
+    };
+    assert_eq!(lookup("c", &ids[..280]), lookup("c-v3", &ids[..280]));
+    assert_eq!(lookup("c-v2", &ids), lookup("c-v3", &ids));
+    let unique: std::collections::BTreeSet<_> =
+        lookup("c-v2", &ids).lines().map(|line| line.split('\t').nth(1).unwrap().to_string()).collect();
+    assert_eq!(unique.len(), 300);
+
+    for (catalogue, gone) in [("c", 0), ("c-v2", 0), ("c-v3", 10)] {
+        let out = format!("{catalogue}.csv");
+        let args = ["recommend", "--run", "run", "--catalogue", catalogue, "--histories", "events.csv", "--k", "50"];
+        shop.ok(&[&args[..], &["--out", &out]].concat());
+        let found = fs::read_to_string(shop.path(&out)).unwrap();
+        let has = |id: &String| found.lines().any(|line| line.split(',').nth(2) == Some(id));
+        assert_eq!(ids[100..110].iter().any(has), gone == 0, "{catalogue}");
+    }
+    let again = parse(shop.ok(&["sids", "add", "c-v3", "--items", "gone.jsonl"]));
+    assert_eq!((again["restored"].as_u64(), again["live"].as_u64()), (Some(10), Some(300)));
+    assert_eq!(lookup("c-v2", &ids), lookup("c-v4", &ids));
+    let report = parse(shop.ok(&["sids", "inspect", "c-v3", "--json"]));
+    assert_eq!((report["removed"].as_u64(), report["collisions"]["policy"].as_str()), (Some(10), Some("min-cost")));
+    shop.fails(&["sids", "add", "c", "--items", "new.jsonl"], 73, &["c-v2"]);
+    shop.fails(&["sids", "remove", "c", "--items", "new.jsonl", "--out", "x"], 65, &["20 items"]);
 }

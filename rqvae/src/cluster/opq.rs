@@ -10,7 +10,7 @@ use super::centered::Centered;
 use super::lloyd::{KmeansConfig, lloyd_from, nearest, plus_plus};
 use super::matmul::{Matrix, matmul, multiply_rows};
 use crate::quantize::{Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order};
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, MAX_CODES, Result, SeededRng, Vectors};
+use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result, SeededRng, Vectors};
 use nalgebra::{DMatrix, SVD, SymmetricEigen};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -153,6 +153,14 @@ impl SidEncoder for Opq {
         let back = multiply_rows(&quantized, width, &transposed(&self.rotation, width), width);
         let back = if width == content.dim { back } else { columns(&back, width, &(0..content.dim)) };
         Ok(Encoded::new(codes, self.centered.restore(back), content))
+    }
+
+    fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {
+        let (width, levels) = (self.width(), self.sizes.len());
+        let points = widened(self.centered.all(content)?, content.dim, width);
+        let part = (levels - 1) * width / levels..width;
+        let residuals = columns(&multiply_rows(&points, width, &self.rotation, width), width, &part);
+        Ok(Some(LastLevel { dim: part.len(), residuals, codewords: self.codebooks[levels - 1].clone() }))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

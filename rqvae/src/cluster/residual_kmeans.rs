@@ -11,7 +11,7 @@ use super::centered::Centered;
 use super::lloyd::{KmeansConfig, lloyd};
 use crate::quantize::{Encoded, Method, QuantizerConfig, ResidualQuantizer, SidEncoder};
 use crate::quantize::{FILE, FORMAT, FitProgress, VERSION, content_order, unit};
-use crate::{Artefact, ArtefactWriter, Error, Result, SeededRng, Vectors};
+use crate::{Artefact, ArtefactWriter, Error, LastLevel, Result, SeededRng, Vectors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -128,6 +128,10 @@ impl SidEncoder for ResidualKmeans {
             left
         };
         Ok(Encoded::new(codes, self.centered.restore(sums), content))
+    }
+
+    fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {
+        Ok(Some(self.quantizer.last_level(&self.centered.all(content)?)))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

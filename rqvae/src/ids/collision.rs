@@ -26,8 +26,8 @@ pub enum CollisionPolicy {
 
 /// Turns codes into the IDs of a catalogue: (items, levels) -> (items, levels or levels + 1).
 ///
-/// Inside a group of equal codes the suffix goes by ascending `tie_hash` (items,); its size is that of the largest
-/// group.
+/// Inside a group of equal codes the suffix goes by ascending `tie_hash` (items,); its size is one more than that of
+/// the largest group, up to the next power of two and `max`, so that items which come later find a place.
 ///
 /// # Errors
 /// [`Error::Collisions`] when a group is larger than the policy allows; [`Error::ShapeMismatch`] when the arguments
@@ -78,7 +78,12 @@ pub fn resolve(codes: &CodeMatrix, sizes: &[u32], policy: &CollisionPolicy, tie_
             row[len - 1] = rank as Code;
         }
     }
-    SidTable::new(SidSpec { codebook_sizes: sizes.to_vec(), suffix_size: Some(suffix_size) }, flat)
+    SidTable::new(SidSpec { codebook_sizes: sizes.to_vec(), suffix_size: Some(room(suffix_size, max)) }, flat)
+}
+
+/// Values of a suffix when the largest group has `largest` items: models keep their shape while the catalogue grows.
+fn room(largest: u32, max: u32) -> u32 {
+    (largest + 1).next_power_of_two().min(max).max(largest)
 }
 
 /// Items sorted so that equal codes are neighbours, by `tie_hash` among them.
@@ -109,6 +114,12 @@ mod tests {
     }
 
     #[test]
+    fn room_is_a_power_of_two_within_the_limit() {
+        assert_eq!([1, 2, 3, 4, 7, 8].map(|largest| room(largest, 256)), [2, 4, 4, 8, 8, 16]);
+        assert_eq!((room(9, 9), room(255, 256), room(200, 201)), (9, 256, 201));
+    }
+
+    #[test]
     fn too_large_a_group_is_named() {
         let codes = CodeMatrix::new(1, vec![4, 4, 4, 1]).unwrap();
         let error = resolve(&codes, &[5], &CollisionPolicy::Suffix { max: 2 }, &[1, 2, 3, 4]).unwrap_err();
@@ -119,7 +130,7 @@ mod tests {
     fn no_items_is_an_empty_table() {
         let codes = CodeMatrix::new(2, vec![]).unwrap();
         let table = resolve(&codes, &[2, 2], &CollisionPolicy::Suffix { max: 8 }, &[]).unwrap();
-        assert_eq!((table.items(), table.spec().suffix_size), (0, Some(1)));
+        assert_eq!((table.items(), table.spec().suffix_size), (0, Some(2)));
     }
 
     proptest! {

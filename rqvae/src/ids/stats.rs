@@ -89,7 +89,7 @@ mod tests {
         assert!((stats.perplexity[0] - 2.0).abs() < 1e-12);
         assert!((stats.unique_fraction - 0.75).abs() < 1e-12);
         let table = resolve(&codes, &[4, 2], &CollisionPolicy::Suffix { max: 9 }, &[1, 2, 3, 4]).unwrap();
-        assert_eq!(SidStats::of_table(&table), SidStats { suffix_size: 2, ..stats });
+        assert_eq!(SidStats::of_table(&table), SidStats { suffix_size: 4, ..stats });
     }
 
     #[test]

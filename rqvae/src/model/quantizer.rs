@@ -4,7 +4,7 @@ use super::config::RqVaeConfig;
 use super::fit::fit;
 use super::rqvae::RqVae;
 use crate::quantize::{Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order};
-use crate::{Artefact, ArtefactWriter, Error, Result, Vectors};
+use crate::{Artefact, ArtefactWriter, Error, LastLevel, Result, Vectors};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -40,6 +40,17 @@ impl RqVaeQuantizer {
         &self.model
     }
 
+    /// All rows of `content` standardised, once it fits.
+    fn rows(&self, content: &Vectors) -> Result<Vec<f32>> {
+        content.check()?;
+        let dim = self.mean.len();
+        if content.dim != dim {
+            return Err(Error::shape("content vectors", format!("width {dim}"), content.dim));
+        }
+        let order: Vec<u32> = (0..content.rows() as u32).collect();
+        Ok(standardized(content, &order, &self.mean, &self.deviation))
+    }
+
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
         let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
         let config: RqVaeConfig =
@@ -63,13 +74,7 @@ impl SidEncoder for RqVaeQuantizer {
     }
 
     fn encode(&self, content: &Vectors) -> Result<Encoded> {
-        content.check()?;
-        let dim = self.mean.len();
-        if content.dim != dim {
-            return Err(Error::shape("content vectors", format!("width {dim}"), content.dim));
-        }
-        let order: Vec<u32> = (0..content.rows() as u32).collect();
-        let rows = standardized(content, &order, &self.mean, &self.deviation);
+        let (dim, rows) = (self.mean.len(), self.rows(content)?);
         let (codes, mut data) = self.model.round_trip(&rows);
         data.par_chunks_exact_mut(dim).for_each(|row| {
             for ((x, mean), deviation) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
@@ -77,6 +82,11 @@ impl SidEncoder for RqVaeQuantizer {
             }
         });
         Ok(Encoded::new(codes, Vectors { dim, data }, content))
+    }
+
+    fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {
+        let latent = self.model.encode(&self.rows(content)?);
+        Ok(Some(self.model.quantizer().last_level(&latent)))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

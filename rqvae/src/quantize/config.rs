@@ -254,6 +254,28 @@ mod tests {
         }
     }
 
+    /// The last code is the nearest codeword to what the last level is given (prices aside).
+    #[test]
+    fn the_last_level_chooses_the_nearest() {
+        let content = heaps(100);
+        for method in METHODS {
+            let quantizer = fit(&config(method), &content);
+            let Some(last) = quantizer.last_level(&content).unwrap() else {
+                assert!(matches!(method, Method::HierarchicalKmeans | Method::Lsh | Method::Random));
+                continue;
+            };
+            let codes = quantizer.encode(&content).unwrap().codes;
+            let distance = |i: usize, code: usize| {
+                let pair = last.residuals[i * last.dim..].iter().zip(&last.codewords[code * last.dim..]);
+                pair.take(last.dim).map(|(a, b)| (a - b).powi(2)).sum::<f32>()
+            };
+            for i in (0..100).filter(|_| method != Method::Balanced) {
+                let best = (0..16).map(|code| distance(i, code)).fold(f32::INFINITY, f32::min);
+                assert!(distance(i, usize::from(codes.row(i)[2])) <= best + 1e-4, "{method:?} {i}");
+            }
+        }
+    }
+
     #[test]
     fn an_item_alone_has_the_same_codes() {
         let content = heaps(300);

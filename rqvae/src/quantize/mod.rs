@@ -15,7 +15,7 @@ pub(crate) use residual::{ResidualQuantizer, unit};
 pub use vectors::Vectors;
 pub(crate) use vectors::content_order;
 
-use crate::Result;
+use crate::{LastLevel, Result};
 use std::path::Path;
 
 pub(crate) const FILE: &str = "quantizer.safetensors";
@@ -29,6 +29,13 @@ pub trait SidEncoder: Send + Sync {
 
     /// Codes of `content` (items, dim): always one per level, (items, levels). Each row is encoded on its own.
     fn encode(&self, content: &Vectors) -> Result<Encoded>;
+
+    /// What the last level chooses from for `content` (items, dim); `None` for methods whose last code is not the
+    /// nearest of some codewords.
+    fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {
+        content.check()?;
+        Ok(None)
+    }
 
     /// Writes `quantizer.safetensors` into the folder `dir`.
     fn save(&self, dir: &Path) -> Result<()>;

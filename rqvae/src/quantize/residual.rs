@@ -4,7 +4,7 @@
 //! Paper: Zeghidour et al. 2021 (SoundStream), alg. 1; for items Rajput et al. 2023 (TIGER), sec. 3.1.
 
 use crate::cluster::{BLOCK, nearest_in_block, squared_norms};
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, MAX_CODES, Result};
+use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result};
 use rayon::prelude::*;
 
 /// Codebooks, coarse to fine.
@@ -95,6 +95,19 @@ impl ResidualQuantizer {
             },
         );
         (CodeMatrix::new(levels, flat).expect("one code per level was made for each item"), residuals)
+    }
+
+    /// What the last level chooses from for `points` (items, dim).
+    pub(crate) fn last_level(&self, points: &[f32]) -> LastLevel {
+        let mut before = self.clone();
+        let codewords = before.codebooks.pop().unwrap_or_default();
+        before.norms.pop();
+        before.prices.pop();
+        let mut residuals = if before.codebooks.is_empty() { points.to_vec() } else { before.quantize(points).1 };
+        if self.normalize {
+            residuals.chunks_exact_mut(self.dim).for_each(unit);
+        }
+        LastLevel { dim: self.dim, residuals, codewords }
     }
 
     /// Sum of the codewords of `codes` (items, levels): (items, dim).

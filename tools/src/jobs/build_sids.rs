@@ -1,14 +1,14 @@
 //! Offline SID building: content vectors, quantiser, collisions, catalogue.
 
-use crate::catalogue::{Catalogue, ItemCard, Origin};
-use crate::error::{bad_data, input_missing};
+use crate::catalogue::{Catalogue, Collisions, ItemCard, Origin};
+use crate::error::{Fault, bad_data, fault, input_missing};
 use crate::progress::Stage;
 use crate::table::{ItemKeys, Items, read_vectors};
 use anyhow::Result;
 use beam::Trie;
 use rqvae::{
     BertEncoder, CollisionPolicy, ContentEncoder, Encoded, HashedEncoder, ItemIdx, LsaConfig, LsaEncoder,
-    QuantizerConfig, SidEncoder, Vectors, fit_quantizer, resolve,
+    QuantizerConfig, Reassignment, SidEncoder, SidStats, SidTable, Vectors, fit_quantizer, reassign, resolve,
 };
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -56,6 +56,36 @@ impl Content {
         }
     }
 
+    /// The encoder that [`Content::save`] left in `dir`, or a file or folder that stands in for it.
+    ///
+    /// # Errors
+    /// The catalogue's vectors came from elsewhere and neither `embeddings` nor `encoder` says where.
+    pub fn reopen(items: &Items, dir: &Path, embeddings: Option<&Path>, encoder: Option<&str>) -> Result<Self> {
+        let path = dir.join("encoder.json");
+        let text = std::fs::read(&path).map_err(rqvae::Error::io(&path))?;
+        let saved: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|e| bad_data(format!("{}: {e}", path.display())))?;
+        let name = saved["encoder"].as_str().unwrap_or_default();
+        if embeddings.is_some() {
+            return Self::choose(items, embeddings, None, 0);
+        }
+        match saved["kind"].as_str() {
+            Some("lsa") => Ok(Self::Lsa(Box::new(LsaEncoder::load(dir)?))),
+            Some("hashed") => Self::choose(items, None, Some("hashed"), 0),
+            Some("column") if items.embeddings.is_some() => Ok(Self::Column),
+            Some("folder") if encoder.is_some() => {
+                let source = Self::choose(items, None, encoder, 0)?;
+                if source.name() != name {
+                    let found = source.name();
+                    return Err(bad_data(format!("--encoder: the catalogue was made with {name}, found {found}")));
+                }
+                Ok(source)
+            }
+            Some("folder") => Err(fault(Fault::Usage, format!("--encoder: expected the folder of {name}"))),
+            _ => Err(fault(Fault::Usage, format!("--embeddings: expected vectors like those of {name}"))),
+        }
+    }
+
     /// Name for reports.
     pub fn name(&self) -> String {
         match self {
@@ -95,7 +125,14 @@ impl Content {
         if let Self::Lsa(encoder) = self {
             encoder.save(dir)?;
         }
-        let name = serde_json::json!({ "encoder": self.name() });
+        let kind = match self {
+            Self::Lsa(_) => "lsa",
+            Self::Hashed(_) => "hashed",
+            Self::Folder(..) => "folder",
+            Self::File(_) => "file",
+            Self::Column => "column",
+        };
+        let name = serde_json::json!({ "encoder": self.name(), "kind": kind });
         rqvae::write_atomic(&dir.join("encoder.json"), &serde_json::to_vec_pretty(&name)?)?;
         Ok(())
     }
@@ -104,6 +141,16 @@ impl Content {
 /// Rendered texts of all items.
 fn texts(items: &Items) -> Vec<String> {
     items.texts.iter().map(rqvae::ItemText::render).collect()
+}
+
+/// What people see of the item in `row`.
+pub(super) fn card(items: &Items, row: usize) -> ItemCard {
+    ItemCard {
+        item_id: items.keys.json(ItemIdx(row as u32)),
+        title: items.titles[row].clone(),
+        category: items.categories_top[row].clone(),
+        first_seen: items.first_seen[row],
+    }
 }
 
 /// A catalogue and what it was made with.
@@ -116,12 +163,78 @@ pub struct Built {
     pub quantizer: Box<dyn SidEncoder>,
 }
 
-/// Fits the quantiser on the items that `fit_on` chooses and gives every item an ID.
+/// Most items that may share their codes and be told apart by a suffix.
+const MAX_SUFFIX: u32 = 256;
+
+/// What happens to items with equal codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Policy {
+    /// A further code numbers them
+    #[default]
+    Suffix,
+    /// The nearest keeps its last code, others take their nearest free one; a suffix numbers the rest
+    NearestFree,
+    /// Last codes are given out anew at least cost; a suffix numbers the rest
+    MinCost,
+    /// They share one ID
+    Share,
+}
+
+impl Policy {
+    /// IDs of items and what it took.
+    fn resolve(
+        self,
+        quantizer: &dyn SidEncoder,
+        content: &Vectors,
+        encoded: &Encoded,
+        keys: &ItemKeys,
+    ) -> Result<(SidTable, Collisions)> {
+        let (sizes, ties) = (quantizer.codebook_sizes(), keys.tie_hash());
+        let how = match self {
+            Self::NearestFree => Some(Reassignment::NearestFree),
+            Self::MinCost => Some(Reassignment::MinCost),
+            Self::Suffix | Self::Share => None,
+        };
+        let before = SidStats::of(&encoded.codes, &[]);
+        let mut codes = encoded.codes.clone();
+        if let Some(how) = how {
+            let last = quantizer.last_level(content)?.ok_or_else(|| {
+                let method = quantizer.method();
+                fault(Fault::Usage, format!("--collisions: method {method} has no codes to choose from; use suffix"))
+            })?;
+            codes = reassign(&codes, &last, how, ties)?;
+        }
+        let moved = (0..codes.rows()).filter(|&i| codes.row(i) != encoded.codes.row(i)).count();
+        let policy =
+            if self == Self::Share { CollisionPolicy::Share } else { CollisionPolicy::Suffix { max: MAX_SUFFIX } };
+        let report = Collisions {
+            policy: clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |v| v.get_name().to_string()),
+            unique_prefixes_before: before.unique_prefixes,
+            max_group_before: before.max_group,
+            moved,
+        };
+        Ok((resolve(&codes, sizes, &policy, ties)?, report))
+    }
+}
+
+/// Fits the quantiser on the items that `fit_on` chooses and gives every item an ID, a suffix telling equals apart.
 pub fn build(
     items: &Items,
     content: &Vectors,
     encoder: &str,
     config: &QuantizerConfig,
+    fit_on: &dyn Fn(ItemIdx) -> bool,
+) -> Result<Built> {
+    build_with(items, content, encoder, config, Policy::Suffix, fit_on)
+}
+
+/// Fits the quantiser on the items that `fit_on` chooses and gives every item an ID.
+pub fn build_with(
+    items: &Items,
+    content: &Vectors,
+    encoder: &str,
+    config: &QuantizerConfig,
+    policy: Policy,
     fit_on: &dyn Fn(ItemIdx) -> bool,
 ) -> Result<Built> {
     let mut stage = Stage::new("fit quantiser", 0);
@@ -138,8 +251,7 @@ pub fn build(
     let began = Instant::now();
     let encoded: Encoded = quantizer.encode(content)?;
     let encode_seconds = began.elapsed().as_secs_f64();
-    let policy = CollisionPolicy::Suffix { max: 256 };
-    let sids = resolve(&encoded.codes, quantizer.codebook_sizes(), &policy, items.keys.tie_hash())?;
+    let (sids, collisions) = policy.resolve(quantizer.as_ref(), content, &encoded, &items.keys)?;
     let trie = Trie::build(&sids)?;
     let origin = Origin {
         method: quantizer.method().to_string(),
@@ -149,6 +261,7 @@ pub fn build(
         relative_error: encoded.relative_error(content),
         fit_seconds,
         encode_items_per_second: content.rows() as f64 / encode_seconds.max(1e-9),
+        collisions: Some(collisions),
     };
     stage.done(&format!(
         "{} {:?}, relative error {:.3}",
@@ -156,17 +269,19 @@ pub fn build(
         quantizer.codebook_sizes(),
         origin.relative_error
     ));
-    let cards = (0..items.keys.len())
-        .map(|row| ItemCard {
-            item_id: items.keys.json(ItemIdx(row as u32)),
-            title: items.titles[row].clone(),
-            category: items.categories_top[row].clone(),
-            first_seen: items.first_seen[row],
-        })
-        .collect();
+    let cards = (0..items.keys.len()).map(|row| card(items, row)).collect();
     let keys: ItemKeys = items.keys.clone();
     Ok(Built {
-        catalogue: Catalogue { keys, sids, trie, cards, content: content.clone(), origin },
+        catalogue: Catalogue {
+            keys,
+            sids,
+            trie,
+            lineage: Vec::new(),
+            removed: Vec::new(),
+            cards,
+            content: content.clone(),
+            origin,
+        },
         residual_norms: encoded.residual_norms,
         quantizer,
     })

@@ -1,13 +1,32 @@
 //! Health of a catalogue's IDs, IDs of items, and items under a prefix.
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, Collisions};
 use crate::error::bad_data;
 use crate::report::TokenizerReport;
 use anyhow::Result;
 use rqvae::{Code, SemanticId, SidStats};
+use serde::Serialize;
 use std::fmt::Write;
 
-/// The keys of `sids inspect --json`.
+/// What `sids inspect --json` prints.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// The health of the IDs.
+    #[serde(flatten)]
+    pub tokenizer: TokenizerReport,
+    /// What was done about collisions, with the figures before.
+    pub collisions: Option<Collisions>,
+    /// Items that were removed and keep their IDs.
+    pub removed: usize,
+}
+
+/// All that `sids inspect` says.
+pub fn inspection(catalogue: &Catalogue) -> Inspection {
+    let collisions = catalogue.origin.collisions.clone();
+    Inspection { tokenizer: tokenizer(catalogue), collisions, removed: catalogue.removed.len() }
+}
+
+/// The keys that every report has of the IDs.
 pub fn tokenizer(catalogue: &Catalogue) -> TokenizerReport {
     let (stats, origin) = (SidStats::of_table(&catalogue.sids), &catalogue.origin);
     TokenizerReport {
@@ -31,12 +50,14 @@ pub fn tokenizer(catalogue: &Catalogue) -> TokenizerReport {
 }
 
 /// The same for people.
-pub fn describe(report: &TokenizerReport) -> String {
+pub fn describe(inspection: &Inspection) -> String {
+    let Inspection { tokenizer: report, collisions, removed } = inspection;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<18} {value}");
     };
-    line("items", report.items.to_string());
+    let gone = if *removed > 0 { format!(", {removed} of them removed") } else { String::new() };
+    line("items", format!("{}{gone}", report.items));
     line("method", format!("{} on {}, seed {}", report.method, report.encoder, report.seed));
     for level in 0..report.levels {
         let filled = (report.usage[level] * 24.0).round() as usize;
@@ -60,6 +81,10 @@ pub fn describe(report: &TokenizerReport) -> String {
             report.max_group
         ),
     );
+    if let Some(c) = collisions {
+        let before = format!("{} unique prefixes, largest group {}", c.unique_prefixes_before, c.max_group_before);
+        line("collisions", format!("{}: before {before}; {} items moved", c.policy, c.moved));
+    }
     line("suffix", format!("{} codes", report.suffix_size));
     line(
         "relative error",

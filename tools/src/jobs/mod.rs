@@ -1,6 +1,7 @@
 //! The jobs behind the subcommands, as library functions.
 
 pub mod build_sids;
+pub mod change_sids;
 pub mod cold;
 pub mod demo;
 pub mod eval;

@@ -48,7 +48,10 @@ pub fn recommend(
     let mut stage = Stage::new("recommend", users.len() as u64);
     let mut rows = Vec::new();
     for (chunk, names) in users.chunks(BATCH).zip(histories.users.chunks(BATCH)) {
-        let queries: Vec<_> = chunk.iter().map(|history| Query { history, exclude: history }).collect();
+        // Removed items are not in the trie; models that rank without it are told.
+        let exclude: Vec<Vec<ItemIdx>> =
+            chunk.iter().map(|history| [history, &catalogue.removed[..]].concat()).collect();
+        let queries: Vec<_> = chunk.iter().zip(&exclude).map(|(history, exclude)| Query { history, exclude }).collect();
         for (user, list) in names.iter().zip(retriever.retrieve(&queries, k)?) {
             rows.extend(list.iter().enumerate().map(|(at, scored)| row(catalogue, user, at, scored)));
         }

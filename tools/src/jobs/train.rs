@@ -7,13 +7,14 @@ use crate::models::{Model, ModelConfig, Observer, RunConfig};
 use crate::progress::Stage;
 use crate::table::Interactions;
 use anyhow::{Context, Result};
+use candle_core::Tensor;
 use fs4::fs_std::FileExt;
 use rqvae::{CheckpointDir, SeededRng};
 use seqmodel::data::Case;
 use seqmodel::nn::load_parameters;
 use seqmodel::train::{EpochRecord, Identity, Outcome, Stop, Validation};
 use seqmodel::{EvalConfig, ItemFeatures, LeaveOneOut, Split, evaluate};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -241,7 +242,8 @@ pub fn load(run: &Path, catalogue: &Catalogue) -> Result<Trained> {
         toml::from_str(&text).map_err(|e| bad_data(format!("{}: {e}", checkpoint.file("model.toml").display())))?;
     let state: serde_json::Value = serde_json::from_slice(&checkpoint.read("state.json")?)?;
     let (found, expected) = (catalogue.sids.digest(), field(&state, "sids"));
-    if found != expected {
+    let extends = catalogue.lineage.contains(&expected);
+    if found != expected && !extends {
         return Err(bad_data(format!(
             "{}: trained on SID table {}, the catalogue has {}; use the catalogue of the run or train again",
             run.display(),
@@ -256,9 +258,32 @@ pub fn load(run: &Path, catalogue: &Catalogue) -> Result<Trained> {
         .map_or(0, |config| config.train.seed);
     let model = Model::new(&config, &features(catalogue)?, 0)?;
     let weights = checkpoint.file("model.safetensors");
-    let tensors = load_parameters(&checkpoint.read("model.safetensors")?, &weights)?;
+    let mut tensors = load_parameters(&checkpoint.read("model.safetensors")?, &weights)?;
+    if extends {
+        grow(&mut tensors, &model).with_context(|| run.display().to_string())?;
+    }
     model.params().assign(&tensors).with_context(|| weights.display().to_string())?;
     Ok(Trained { model, seed })
+}
+
+/// Fits weights to a catalogue that has grown since: an item that the model has never seen gets a row of zeros where the
+/// model keeps one for each beside what it reads of their IDs and content.
+fn grow(tensors: &mut HashMap<String, Tensor>, model: &Model) -> Result<()> {
+    for (name, var) in model.params().all() {
+        let Some(tensor) = tensors.get(&name) else { continue };
+        let (old, new) = (tensor.dims(), var.dims());
+        if old == new || old.is_empty() || old.len() != new.len() || old[1..] != new[1..] || old[0] > new[0] {
+            continue;
+        }
+        if matches!(model.config(), ModelConfig::Sasrec(_)) {
+            let reason =
+                "the model knows items by rows of their own alone, and the catalogue has new ones; train again";
+            return Err(bad_data(reason));
+        }
+        let grown = tensor.pad_with_zeros(0, 0, new[0] - old[0])?;
+        tensors.insert(name, grown);
+    }
+    Ok(())
 }
 
 fn field(state: &serde_json::Value, name: &str) -> String {
