@@ -1,13 +1,14 @@
-//! How fast does TIGER answer on the CPU: packed weights against the session on tensors, side by side?
+//! How fast do TIGER and RQT answer on the CPU: packed weights against the session on tensors, side by side?
 //!
 //! Run: `CANDLE_NUM_THREADS=1 cargo bench -p seqmodel --bench tiger_decode -- [--json] [--rounds N] [--items N --levels L
 //! --codebook-size V --history H --beam W --batch B]`. Default: the paper's sizes, random weights, a catalogue of 12,101
-//! items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16.
+//! items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT with 30 beams.
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
 use seqmodel::ItemFeatures;
 use seqmodel::nn::Parameters;
+use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
 use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession};
 use serde_json::json;
 use std::sync::Arc;
@@ -77,14 +78,15 @@ fn main() {
     let features = ItemFeatures::new(Arc::new(table), None).expect("no content");
     let trie = Trie::build(features.sids()).expect("fits");
     let config = TigerConfig { history_cap: history, ..TigerConfig::default() };
-    let model = Tiger::new(&config, features, &Parameters::new(1).builder()).expect("valid sizes");
+    let model = Tiger::new(&config, features.clone(), &Parameters::new(1).builder()).expect("valid sizes");
     let begin = Instant::now();
     let packed = PackedTiger::new(&model).expect("packs");
     let pack_ms = begin.elapsed().as_secs_f64() * 1e3;
 
+    let alone = args.words.iter().any(|word| word == "--beam" || word == "--batch");
     let mut cases: Vec<(usize, usize)> =
         [1, 16].iter().flat_map(|batch| [10, 30, 50].map(|beam| (*batch, beam))).collect();
-    if args.words.iter().any(|word| word == "--beam" || word == "--batch") {
+    if alone {
         cases = vec![(args.number("--batch", 1), args.number("--beam", 50))];
     }
     for (batch, beam) in cases {
@@ -144,6 +146,57 @@ fn main() {
                 half(&plain),
                 half(&plain) / half(&fast),
                 gflop / half(&fast) * 1e3,
+            );
+        }
+    }
+    if !alone {
+        rqt(features, &trie, rounds, json);
+    }
+}
+
+/// The decoder of RQT alone, packing included: its histories are read on tensors either way.
+fn rqt(features: ItemFeatures, trie: &Trie, rounds: usize, json: bool) {
+    let items = features.len();
+    let config = RqtConfig { content: false, ..RqtConfig::default() };
+    let model = Rqt::new(&config, features, &Parameters::new(1).builder()).expect("valid sizes");
+    for batch in [1, 64] {
+        let beams = BeamConfig::uniform(30, trie.levels(), 30);
+        let live = vec![LiveMask::all(trie); batch];
+        let (mut plain, mut fast, mut gap) = (vec![], vec![], 0f32);
+        for round in 0..rounds + 2 {
+            let item = |at: usize| ItemIdx((mix((round * batch * 20 + at) as u64) % items as u64) as u32);
+            let histories: Vec<Vec<ItemIdx>> =
+                (0..batch).map(|request| (0..20).map(|i| item(request * 20 + i)).collect()).collect();
+            let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+            let encode = || model.encode(&histories).expect("histories");
+            let (one, other) = (encode(), encode());
+            let begin = Instant::now();
+            let mut session = RqtSession::new(&model, one).expect("its own states");
+            let (_, _, expected) = search(&CpuKernel::new(trie), &mut session, &beams, &live);
+            plain.push(begin.elapsed().as_secs_f64() * 1e3);
+            let begin = Instant::now();
+            let packed = PackedRqt::new(&model).expect("packs");
+            let mut session = packed.session(&other).expect("its own states");
+            let (_, _, found) = search(&SimdKernel::new(trie), &mut session, &beams, &live);
+            fast.push(begin.elapsed().as_secs_f64() * 1e3);
+            for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
+                gap = gap.max((a.log_prob - b.log_prob).abs());
+            }
+        }
+        let (plain, fast) = (&plain[2..], &fast[2..]);
+        let (slow_ms, fast_ms) = (quantile(plain, 0.5), quantile(fast, 0.5));
+        if json {
+            let params = json!({"items": items, "levels": trie.levels(), "beam": 30, "batch": batch});
+            let line = json!({
+                "name": "rqt_decode", "device": "cpu", "threads": rayon_threads(batch), "params": params, "p50_ms": fast_ms,
+                "p99_ms": quantile(fast, 0.99), "per_second": 1e3 * batch as f64 / fast_ms, "plain_p50_ms": slow_ms,
+                "times_faster": slow_ms / fast_ms, "checks": {"largest_gap": gap},
+            });
+            println!("{line}");
+        } else {
+            println!(
+                "rqt, batch {batch:2}, 30 beams, decoder: packed {fast_ms:.2} ms, tensors {slow_ms:.2} ms, {:.1}x; gap {gap:.1e}",
+                slow_ms / fast_ms
             );
         }
     }

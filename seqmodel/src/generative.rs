@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::retrieve::{Query, Retriever, Scored};
-use crate::rqt::{Rqt, RqtSession};
+use crate::rqt::{PackedRqt, Rqt};
 use crate::tiger::{PackedTiger, Tiger};
 use beam::{BeamConfig, Guided, Hypothesis, LiveMask, ScoreMode, SimdKernel, Trie};
 use candle_core::Tensor;
@@ -76,12 +76,12 @@ impl Generator for Rqt {
     ) -> Result<Vec<Vec<Hypothesis>>> {
         let kernel = SimdKernel::new(trie);
         let encoded = self.encode(histories)?;
-        let states = encoded.states.clone();
-        let mut session = RqtSession::new(self, encoded)?;
+        let packed = PackedRqt::new(self)?;
+        let mut session = packed.session(&encoded)?;
         let Some(guidance) = guidance else {
             return Ok(beam::search(&kernel, &mut session, config, histories.len(), live)?);
         };
-        let scores = self.dense_scores(&states, &guidance.table)?.flatten_all()?.to_vec1::<f32>()?;
+        let scores = self.dense_scores(&encoded.states, &guidance.table)?.flatten_all()?.to_vec1::<f32>()?;
         let mut guided = Guided::new(session, trie, guidance.weight, config.score, live, &scores)?;
         let config = BeamConfig { score: ScoreMode::FullVocab, ..config.clone() };
         Ok(beam::search(&kernel, &mut guided, &config, histories.len(), live)?)

@@ -8,8 +8,10 @@
 
 mod config;
 mod model;
+mod packed;
 mod session;
 
 pub use config::RqtConfig;
 pub use model::{Encoded, Rqt};
+pub use packed::PackedRqt;
 pub use session::RqtSession;

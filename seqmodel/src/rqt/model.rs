@@ -137,6 +137,16 @@ impl Rqt {
         &self.decoder
     }
 
+    /// Inputs after each code (codes of all levels, dim), the last norm, and the heads: (codes, dim) each.
+    pub(super) fn decoder_tables(&self) -> (&Tensor, &RmsNorm, &[Tensor]) {
+        (&self.decoder_codes, &self.decoder_norm, &self.heads)
+    }
+
+    /// First row of each level in the tables of codes.
+    pub(super) fn level_starts(&self) -> &[u32] {
+        &self.level_starts
+    }
+
     /// Input vectors of items: codes, content and embedding, summed and normalised -> (items, dim).
     fn represent(&self, items: &[Option<ItemIdx>], mode: Mode) -> Result<Tensor> {
         let levels = self.levels();

@@ -11,5 +11,5 @@ mod session;
 
 pub use config::TigerConfig;
 pub use model::{Sample, Tiger, samples};
-pub use packed::{PackedSession, PackedTiger};
+pub use packed::PackedTiger;
 pub use session::TigerSession;

@@ -1,31 +1,24 @@
-//! TIGER for serving: packed weights, one request a thread, keys and values that never move.
+//! TIGER for serving: packed weights, see [`PackedSession`].
 //!
 //! The plain session on tensors ([`TigerSession`](super::TigerSession)) is the reference; results differ by the order
-//! of sums alone. The keys and values of a history are kept once per request and read by all its beams; those of a
-//! beam's own path are read through the ancestor table.
+//! of sums alone.
 
 use super::Tiger;
-use crate::nn::{log_softmax_row, with_values};
-use crate::packed::{Bias, Into, Packed, PackedBlock, PackedMemory, Rows, Scratch, norm};
-use crate::{Error, Result};
-use beam::{BeamKernel, BoxError, CpuBeams, Scores, StepScorer};
+use crate::Result;
+use crate::nn::with_values;
+use crate::packed::{Bias, Packed, PackedBlock, PackedDecoder, PackedSession, Request, Scratch, norm};
 use rayon::prelude::*;
 use rqvae::ItemIdx;
-use std::ops::Range;
 
 /// The weights of a [`Tiger`] as they were when this was made.
 pub struct PackedTiger {
     model: Tiger,
     dim: usize,
-    /// (tokens, dim).
-    tokens: Vec<f32>,
     encoder_bias: Bias,
     encoder: Vec<PackedBlock>,
     encoder_norm: Vec<f32>,
-    decoder_bias: Bias,
-    decoder: Vec<PackedBlock>,
-    /// The decoder's norm and scale folded in: one per level.
-    heads: Vec<Packed>,
+    /// Its `codes` are all tokens, those of no level behind the others.
+    decoder: PackedDecoder,
 }
 
 impl PackedTiger {
@@ -46,15 +39,20 @@ impl PackedTiger {
             let rows = model.level_rows(level);
             Packed::new(rows.len(), dim, |code, i| tokens[(rows.start + code) * dim + i] * scales[i] * scale)
         };
+        let decoder = PackedDecoder {
+            dim,
+            blocks: blocks(model.decoder())?,
+            bias: Some(bias(model.decoder_bias(), model.levels(), 0)?),
+            heads: (0..model.levels()).map(head).collect(),
+            level_starts: (0..model.levels()).map(|level| model.level_rows(level).start as u32).collect(),
+            codes: tokens,
+        };
         Ok(Self {
             dim,
-            heads: (0..model.levels()).map(head).collect(),
             encoder_bias: bias(model.encoder_bias(), longest, longest)?,
             encoder: blocks(model.encoder())?,
             encoder_norm: with_values(encoder_norm.weight(), <[f32]>::to_vec)?,
-            decoder_bias: bias(model.decoder_bias(), model.levels(), 0)?,
-            decoder: blocks(model.decoder())?,
-            tokens,
+            decoder,
             model: model.clone(),
         })
     }
@@ -66,11 +64,11 @@ impl PackedTiger {
         } else {
             histories.par_iter().map(|history| self.encode(history)).collect()
         };
-        PackedSession { model: self, requests, before: Vec::new() }
+        PackedSession::new(&self.decoder, requests)
     }
 
     fn row(&self, token: usize) -> &[f32] {
-        &self.tokens[token * self.dim..][..self.dim]
+        &self.decoder.codes[token * self.dim..][..self.dim]
     }
 
     fn encode(&self, history: &[ItemIdx]) -> Request {
@@ -86,98 +84,7 @@ impl PackedTiger {
         for row in states.chunks_exact_mut(self.dim) {
             row.iter_mut().zip(&self.encoder_norm).for_each(|(x, scale)| *x *= scale);
         }
-        let memory = self.decoder.iter().map(|block| block.memory(&states, tokens.len(), &mut scratch)).collect();
-        let past = vec![Vec::new(); self.decoder.len()];
-        Request { memory, past, ancestors: Vec::new(), x, normed: states, scratch }
-    }
-
-    /// Log-probabilities of `level` for beams that continue rows `parents` of the step before: (rows, codes).
-    fn advance(&self, request: &mut Request, level: usize, parents: &[u32], codes: &[u32], log_probs: &mut [f32]) {
-        let rows = codes.len();
-        let token = |code: &u32| match level {
-            0 => self.model.start_row(),
-            _ => self.model.level_rows(level - 1).start + *code as usize,
-        };
-        request.x.clear();
-        codes.iter().for_each(|code| request.x.extend_from_slice(self.row(token(code))));
-        if level > 0 {
-            let before = level - 1;
-            let path = |parent: &u32| &request.ancestors[*parent as usize * before..][..before];
-            let longer = parents.iter().flat_map(|parent| path(parent).iter().chain([parent]).copied());
-            request.ancestors = longer.collect();
-        }
-        for (layer, block) in self.decoder.iter().enumerate() {
-            let past = &request.past[layer][..];
-            let memory = Some(&request.memory[layer]);
-            let (x, scratch) = (&mut request.x, &mut request.scratch);
-            let new = block.step(x, Some(&self.decoder_bias), memory, past, &request.ancestors, scratch);
-            request.past[layer].push(new);
-        }
-        norm(&request.x, self.dim, &mut request.normed);
-        let normed = Rows { data: &request.normed, stride: self.dim, count: rows };
-        let width = self.heads[level].outputs();
-        self.heads[level].product(normed, log_probs, width, Into::Place);
-        log_probs.chunks_exact_mut(width).for_each(log_softmax_row);
-    }
-}
-
-/// What one request keeps between steps.
-struct Request {
-    /// One per block.
-    memory: Vec<PackedMemory>,
-    /// `past[block][step]`: keys and values of the rows of the step.
-    past: Vec<Vec<Vec<f32>>>,
-    /// (rows, steps so far).
-    ancestors: Vec<u32>,
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    scratch: Scratch,
-}
-
-/// One decoding run of a [`PackedTiger`].
-pub struct PackedSession<'a> {
-    model: &'a PackedTiger,
-    requests: Vec<Request>,
-    /// Rows of each request at the last step.
-    before: Vec<Range<usize>>,
-}
-
-/// One request's share of a step.
-struct Task<'a> {
-    request: &'a mut Request,
-    parents: Vec<u32>,
-    codes: Vec<u32>,
-    log_probs: &'a mut [f32],
-}
-
-impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedSession<'_> {
-    fn score(&mut self, level: usize, beams: &CpuBeams) -> std::result::Result<Scores, BoxError> {
-        let model = self.model;
-        let Some(head) = model.heads.get(level) else {
-            let (expected, found) = (format!("{} levels", model.heads.len()), format!("level {level}"));
-            return Err(Error::Mismatch { what: "search".into(), expected, found }.into());
-        };
-        let width = head.outputs();
-        let mut data = vec![0.0; beams.rows() * width];
-        let ranges: Vec<_> = (0..self.requests.len()).map(|request| beams.rows_of(request)).collect();
-        let mut rest = data.as_mut_slice();
-        let mut tasks = Vec::with_capacity(ranges.len());
-        for (at, (request, range)) in self.requests.iter_mut().zip(&ranges).enumerate() {
-            let (log_probs, after) = rest.split_at_mut(range.len() * width);
-            rest = after;
-            let first = self.before.get(at).map_or(0, |before| before.start);
-            let parents = range.clone().map(|row| (beams.parent(row) - first.min(beams.parent(row))) as u32).collect();
-            let codes = range.clone().map(|row| beams.codes(row).last().map_or(0, |code| u32::from(*code))).collect();
-            tasks.push(Task { request, parents, codes, log_probs });
-        }
-        let run = |task: Task| model.advance(task.request, level, &task.parents, &task.codes, task.log_probs);
-        if tasks.len() == 1 {
-            tasks.into_iter().for_each(run);
-        } else {
-            tasks.into_par_iter().for_each(run);
-        }
-        self.before = ranges;
-        Ok(Scores { width, data })
+        self.decoder.request(self.row(self.model.start_row()), Some(&states), scratch)
     }
 }
 

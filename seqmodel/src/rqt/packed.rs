@@ -1,0 +1,119 @@
+//! RQT's decoder for serving: packed weights, see [`PackedSession`].
+//!
+//! Histories are read on tensors, a batch at a time; the beams, most of the work, take the packed way. The plain session
+//! ([`RqtSession`](super::RqtSession)) is the reference.
+
+use super::{Encoded, Rqt};
+use crate::nn::{Keys, with_values};
+use crate::packed::{Packed, PackedBlock, PackedDecoder, PackedSession, Scratch};
+use crate::{Error, Result};
+
+/// The decoder's weights of an [`Rqt`] as they were when this was made.
+pub struct PackedRqt<'a> {
+    model: &'a Rqt,
+    decoder: PackedDecoder,
+}
+
+impl<'a> PackedRqt<'a> {
+    /// Copies and packs the weights.
+    pub fn new(model: &'a Rqt) -> Result<Self> {
+        let dim = model.config().dim;
+        let (codes, norm, heads) = model.decoder_tables();
+        let scales = with_values(norm.weight(), <[f32]>::to_vec)?;
+        let head = |head: &candle_core::Tensor| -> Result<Packed> {
+            let rows = head.dim(0)?;
+            Ok(with_values(head, |x| Packed::new(rows, dim, |code, i| x[code * dim + i] * scales[i]))?)
+        };
+        let decoder = PackedDecoder {
+            dim,
+            blocks: model.decoder().iter().map(PackedBlock::new).collect::<Result<_>>()?,
+            bias: None,
+            codes: with_values(codes, <[f32]>::to_vec)?,
+            level_starts: model.level_starts().to_vec(),
+            heads: heads.iter().map(head).collect::<Result<_>>()?,
+        };
+        Ok(Self { model, decoder })
+    }
+
+    /// A decoding run over histories read by [`Rqt::encode`].
+    ///
+    /// # Errors
+    /// The states are of another model's shape.
+    pub fn session(&self, encoded: &Encoded) -> Result<PackedSession<'_>> {
+        let dim = self.decoder.dim;
+        let first = self.model.first_input(&encoded.states)?.flatten_all()?.to_vec1::<f32>()?;
+        let requests = first.len() / dim;
+        let (memory, lengths) = match &encoded.memory {
+            Some((states, Keys::First(lengths))) if lengths.len() == requests => {
+                (states.flatten_all()?.to_vec1::<f32>()?, Some(lengths))
+            }
+            None => (Vec::new(), None),
+            Some((states, _)) => {
+                let (expected, found) = (format!("{requests} requests"), format!("{:?}", states.dims()));
+                return Err(Error::Mismatch { what: "encoded histories".into(), expected, found });
+            }
+        };
+        let each = memory.len() / requests.max(1);
+        let request = |(at, first): (usize, &[f32])| {
+            // Positions behind the end of a history are not there.
+            let encoded = lengths.map(|lengths| &memory[at * each..][..lengths[at] as usize * dim]);
+            self.decoder.request(first, encoded, Scratch::default())
+        };
+        Ok(PackedSession::new(&self.decoder, first.chunks_exact(dim).enumerate().map(request).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ItemFeatures;
+    use crate::nn::Parameters;
+    use crate::rqt::{RqtConfig, RqtSession};
+    use beam::{BeamConfig, CpuKernel, LiveMask, SimdKernel, Trie, search};
+    use proptest::prelude::*;
+    use rqvae::{Code, ItemIdx, SidSpec, SidTable};
+    use std::sync::Arc;
+
+    /// Sums of a few hundred products of numbers around 1, in another order, through some layers.
+    const TOLERANCE: f32 = 2e-4;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        /// The same scores at every rank as by the session on tensors, with and without a look back.
+        #[test]
+        fn packed_weights_find_the_same_scores(
+            seed: u64, heads in 1usize..4, hidden in 1usize..60, layers in 1usize..3, look_back in 1usize..5, width in 1usize..30,
+            histories in prop::collection::vec(prop::collection::vec(0u32..200, 1..9), 1..5),
+        ) {
+            let spec = SidSpec { codebook_sizes: vec![9, 40, 33], suffix_size: Some(2) };
+            let code = |item: u32| {
+                let x = item.wrapping_mul(0x9e37_79b9);
+                [(x >> 29) as Code, (x >> 10) as Code % 40, (x >> 3) as Code % 33, (item % 2) as Code]
+            };
+            let table = SidTable::new(spec, (0..200).flat_map(code).collect()).unwrap();
+            let features = ItemFeatures::new(Arc::new(table), None).unwrap();
+            let config = RqtConfig {
+                dim: 24, heads, head_dim: 10, hidden, layers: 1, decoder_layers: layers, look_back, history_cap: 6,
+                content: false, ..RqtConfig::default()
+            };
+            let model = Rqt::new(&config, features.clone(), &Parameters::new(seed).builder()).unwrap();
+            let trie = Trie::build(features.sids()).unwrap();
+            let histories: Vec<Vec<ItemIdx>> = histories.into_iter().map(|h| h.into_iter().map(ItemIdx).collect()).collect();
+            let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+            let live = vec![LiveMask::all(&trie); histories.len()];
+            let beams = BeamConfig::uniform(width, trie.levels(), width);
+            let encode = || model.encode(&histories).unwrap();
+            let mut plain = RqtSession::new(&model, encode()).unwrap();
+            let expected = search(&CpuKernel::new(&trie), &mut plain, &beams, histories.len(), &live).unwrap();
+            let packed = PackedRqt::new(&model).unwrap();
+            let mut session = packed.session(&encode()).unwrap();
+            let found = search(&SimdKernel::new(&trie), &mut session, &beams, histories.len(), &live).unwrap();
+            for (found, expected) in found.iter().zip(&expected) {
+                prop_assert_eq!(found.len(), expected.len());
+                for (a, b) in found.iter().zip(expected) {
+                    prop_assert!((a.log_prob - b.log_prob).abs() < TOLERANCE, "{} {}", a.log_prob, b.log_prob);
+                }
+            }
+        }
+    }
+}
