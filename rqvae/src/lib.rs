@@ -18,7 +18,7 @@ pub use ids::{
     Code, CodeMatrix, CollisionPolicy, ItemIdx, LastLevel, MAX_CODES, Reassignment, SemanticId, SidSpec, SidStats,
     SidTable, reassign, resolve,
 };
-pub use model::{RqVae, RqVaeConfig, RqVaeQuantizer};
+pub use model::{CodebookUpdate, Estimator, RqVae, RqVaeConfig, RqVaeQuantizer};
 pub use quantize::{Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};
 pub use quantize::{fit_quantizer, load_quantizer};
 pub use training::{AdamW, AdamWConfig, Checkpoint, CheckpointDir, Decay, Mode, Schedule, SeededRng, StepKeys, mix};

@@ -109,6 +109,9 @@ pub(crate) struct BuildArgs {
     /// Codes per level
     #[arg(long, default_value_t = 256, env = "SIDREC_CODEBOOK_SIZE")]
     codebook_size: u32,
+    /// Further numbers of the quantiser as TOML, e.g. a table [rqvae] with estimator = "rotation-trick"
+    #[arg(long, value_name = "FILE", env = "SIDREC_CONFIG")]
+    config: Option<PathBuf>,
     /// What happens to items with equal codes
     #[arg(long, value_enum, default_value = "suffix", env = "SIDREC_COLLISIONS")]
     collisions: Policy,
@@ -180,12 +183,19 @@ pub(crate) fn run(command: SidsCommand) -> Result<()> {
 
 fn build(args: &BuildArgs) -> Result<()> {
     require_empty(&args.out)?;
+    let base = match &args.config {
+        None => QuantizerConfig::default(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(rqvae::Error::io(path))?;
+            toml::from_str(&text).map_err(|e| fault(Fault::Usage, format!("{}: {e}", path.display())))?
+        }
+    };
     let config = QuantizerConfig {
         method: args.method.method(),
         levels: args.levels,
         codebook_size: args.codebook_size,
         seed: args.seed,
-        ..QuantizerConfig::default()
+        ..base
     };
     config.validate().map_err(|e| fault(Fault::Usage, e))?;
     let items = args.items.read()?;

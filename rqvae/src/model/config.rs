@@ -1,5 +1,6 @@
 //! All numbers of the RQ-VAE beside those that all quantisers share.
 
+use super::estimator::{CodebookUpdate, Estimator};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,15 @@ pub struct RqVaeConfig {
     pub latent_dim: usize,
     /// Weight of the commitment loss.
     pub beta: f32,
+    /// How the encoder learns through the choice of a code.
+    pub estimator: Estimator,
+    /// How codewords learn.
+    pub codebook_update: CodebookUpdate,
+    /// While the network learns, the last level's codes are used evenly by Sinkhorn's iterations at this entropy; 0 for
+    /// the nearest code. LC-Rec takes .003.
+    pub sinkhorn_epsilon: f32,
+    /// Whether that holds for all levels.
+    pub sinkhorn_all_levels: bool,
     /// What a codebook keeps of its moving averages in a step.
     pub decay: f32,
     /// Passes over the items, at least.
@@ -46,6 +56,10 @@ impl Default for RqVaeConfig {
             hidden: vec![512, 256, 128],
             latent_dim: 32,
             beta: 0.25,
+            estimator: Estimator::StraightThrough,
+            codebook_update: CodebookUpdate::Averages,
+            sinkhorn_epsilon: 0.0,
+            sinkhorn_all_levels: false,
             decay: 0.95,
             epochs: 80,
             min_steps: 960,
@@ -92,6 +106,17 @@ impl RqVaeConfig {
         }
         if !(0.0..1.0).contains(&self.decay) {
             return Err(Error::config("rqvae.decay", self.decay, "0 to below 1"));
+        }
+        if let Estimator::GumbelSoftmax { temperature } = self.estimator {
+            if !(temperature > 0.0 && temperature <= 1000.0) {
+                return Err(Error::config("rqvae.estimator.temperature", temperature, "above 0, at most 1000"));
+            }
+            if self.codebook_update != CodebookUpdate::Gradient {
+                return Err(Error::config("rqvae.codebook_update", "averages", "gradient with gumbel-softmax"));
+            }
+        }
+        if !(self.sinkhorn_epsilon == 0.0 || (1e-4..=100.0).contains(&self.sinkhorn_epsilon)) {
+            return Err(Error::config("rqvae.sinkhorn_epsilon", self.sinkhorn_epsilon, "0, or 0.0001 to 100"));
         }
         if !(0.0..=1.0).contains(&self.unique_target) {
             let expected = "0 to 1";

@@ -5,6 +5,7 @@
 
 use super::averages::Averages;
 use super::config::RqVaeConfig;
+use super::estimator::CodebookUpdate;
 use super::optim::AdamW;
 use super::rqvae::{RqVae, SHARD, Shard};
 use crate::cluster::{KmeansConfig, lloyd, squared_norms};
@@ -32,6 +33,9 @@ pub(super) fn fit(
     init_codebooks(&mut model, config, content, &rng);
 
     let mut optim = AdamW::new(model.params.len(), options.weight_decay);
+    let by_gradient = options.codebook_update == CodebookUpdate::Gradient;
+    let mut book_optim = AdamW::new(if by_gradient { model.codebooks.len() } else { 0 }, 0.0);
+    let mut step = 0u64;
     let mut averages = Averages::new(options.decay, &model.codebooks, options.latent_dim);
     let mut shards: Vec<Shard> = Vec::new();
     shards.resize_with(options.batch_size.min(items).div_ceil(SHARD), Shard::default);
@@ -47,12 +51,14 @@ pub(super) fn fit(
             let norms = squared_norms(&model.codebooks, options.latent_dim);
             let scale = 1.0 / batch.len() as f32;
             let active = &mut shards[..batch.len().div_ceil(SHARD)];
-            active.par_iter_mut().zip(batch.par_chunks(SHARD)).for_each(|(shard, rows)| {
+            step += 1;
+            active.par_iter_mut().zip(batch.par_chunks(SHARD)).enumerate().for_each(|(at, (shard, rows))| {
                 shard.x.clear();
                 for &i in rows {
                     shard.x.extend_from_slice(&content[i as usize * dim..][..dim]);
                 }
-                model.backward(shard, &norms, scale);
+                let mut noise = rng.stream_at("noise", (step << 20) + at as u64);
+                model.backward(shard, &norms, scale, &mut noise);
             });
             let batch_loss: f64 = active.iter().map(|shard| shard.loss).sum();
             if !batch_loss.is_finite() {
@@ -65,7 +71,12 @@ pub(super) fn fit(
             let grads: Vec<&[f32]> = active.iter().map(|shard| &shard.grads[..]).collect();
             optim.step(&mut model.params, &grads, learning_rate);
             let chosen: Vec<_> = active.iter().map(|shard| (&shard.counts[..], &shard.sums[..])).collect();
-            averages.update(&mut model.codebooks, &chosen);
+            if by_gradient {
+                let grads: Vec<&[f32]> = active.iter().map(|shard| &shard.book[..]).collect();
+                book_optim.step(&mut model.codebooks, &grads, learning_rate);
+            } else {
+                averages.update(&mut model.codebooks, &chosen);
+            }
         }
         if options.reset_every > 0 && done.is_multiple_of(options.reset_every) && done <= last_reset {
             let mut draw = rng.stream_at("revive", done as u64);

@@ -2,6 +2,7 @@
 
 mod averages;
 mod config;
+mod estimator;
 mod fit;
 mod mlp;
 mod optim;
@@ -9,5 +10,6 @@ mod quantizer;
 mod rqvae;
 
 pub use config::RqVaeConfig;
+pub use estimator::{CodebookUpdate, Estimator};
 pub use quantizer::RqVaeQuantizer;
 pub use rqvae::RqVae;

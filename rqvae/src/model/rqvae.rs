@@ -1,15 +1,18 @@
 //! Encoder, residual quantiser, decoder, and the gradients of their loss.
 //!
 //! Shapes: content (rows, `content_dim`) -> latent (rows, `latent_dim`) -> codes (rows, levels), reconstruction.
-//! Loss: |x - x_hat|^2 + sum_l beta |r_l - sg(e_l)|^2, summed over dimensions, mean over rows.
+//! Loss: |x - x_hat|^2 + sum_l beta |r_l - sg(e_l)|^2, summed over dimensions, mean over rows; where codewords learn by
+//! gradient, |sg(r_l) - e_l|^2 too.
 //! Paper: Rajput et al. 2023 (TIGER), sec. 3.1; van den Oord et al. 2017 for the straight-through gradient.
-//! Deviations: the codewords e_l follow moving averages of their residuals instead of |sg(r_l) - e_l|^2.
+//! Deviations: unless configured otherwise, the codewords e_l follow moving averages of their residuals.
 
 use super::config::RqVaeConfig;
+use super::estimator::{CodebookUpdate, Estimator, Soft, rotate_back, sinkhorn};
 use super::mlp::{Mlp, Tape};
 use crate::cluster::nearest_in_block;
 use crate::quantize::ResidualQuantizer;
 use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -24,6 +27,10 @@ pub struct RqVae {
     levels: usize,
     codebook_size: usize,
     beta: f32,
+    estimator: Estimator,
+    update: CodebookUpdate,
+    /// Entropy of Sinkhorn's iterations, 0 without, and the first level that has them.
+    sinkhorn: (f32, usize),
     encoder: Mlp,
     decoder: Mlp,
     pub(super) params: Vec<f32>,
@@ -46,6 +53,8 @@ pub(super) struct Shard {
     /// How many rows chose each codeword, and the sums of their residuals: (codewords,) and (codewords, dim).
     pub(super) counts: Vec<f32>,
     pub(super) sums: Vec<f32>,
+    /// Gradients of the codewords where they learn by gradient: (codewords, dim).
+    pub(super) book: Vec<f32>,
     /// Sum over rows.
     pub(super) loss: f64,
 }
@@ -64,8 +73,22 @@ impl RqVae {
         let codebooks = vec![0.0; levels * size * config.latent_dim];
         encoder.init(&mut params, &mut rng.stream("encoder"));
         decoder.init(&mut params, &mut rng.stream("decoder"));
-        let RqVaeConfig { latent_dim, beta, .. } = *config;
-        Self { content_dim, latent_dim, levels, codebook_size: size, beta, encoder, decoder, params, codebooks }
+        let RqVaeConfig { latent_dim, beta, estimator, codebook_update: update, .. } = *config;
+        let sinkhorn = (config.sinkhorn_epsilon, if config.sinkhorn_all_levels { 0 } else { levels - 1 });
+        Self {
+            content_dim,
+            latent_dim,
+            levels,
+            codebook_size: size,
+            beta,
+            estimator,
+            update,
+            sinkhorn,
+            encoder,
+            decoder,
+            params,
+            codebooks,
+        }
     }
 
     /// Width of the content.
@@ -123,12 +146,27 @@ impl RqVae {
     }
 
     /// Loss of the rows in `shard.x`, what they add to the averages of the codewords, and gradients of the weights,
-    /// scaled by `scale` (1 over the rows of the batch). `norms` are the squared norms of all codewords.
-    pub(super) fn backward(&self, shard: &mut Shard, norms: &[f32], scale: f32) {
+    /// scaled by `scale` (1 over the rows of the batch). `norms` are the squared norms of all codewords; noise, where
+    /// there is any, comes from `rng`.
+    pub(super) fn backward(&self, shard: &mut Shard, norms: &[f32], scale: f32, rng: &mut ChaCha8Rng) {
         let (dim, size) = (self.latent_dim, self.codebook_size);
         let rows = shard.x.len() / self.content_dim;
-        let Shard { x, encoded, decoded, quantized, residuals, codes, scores, flow, spare, grads, counts, sums, loss } =
-            shard;
+        let Shard {
+            x,
+            encoded,
+            decoded,
+            quantized,
+            residuals,
+            codes,
+            scores,
+            flow,
+            spare,
+            grads,
+            counts,
+            sums,
+            book,
+            loss,
+        } = shard;
         grads.resize(self.params.len(), 0.0);
         counts.clear();
         counts.resize(norms.len(), 0.0);
@@ -136,6 +174,10 @@ impl RqVae {
         sums.resize(self.codebooks.len(), 0.0);
         residuals.resize_with(self.levels, Vec::new);
         codes.resize_with(self.levels, Vec::new);
+        book.clear();
+        let by_gradient = self.update == CodebookUpdate::Gradient;
+        let codebook_loss = f32::from(u8::from(by_gradient));
+        let mut soft: Vec<Soft> = Vec::new();
         *loss = 0.0;
 
         self.encoder.forward(&self.params, x, rows, encoded);
@@ -147,7 +189,25 @@ impl RqVae {
             let codes = &mut codes[level];
             codes.resize(rows, 0);
             residuals[level].clone_from(&running);
-            nearest_in_block(&running, dim, codebook, &norms[level * size..][..size], scores, codes);
+            if let Estimator::GumbelSoftmax { temperature } = self.estimator {
+                let mixture = Soft::forward(&running, codebook, dim, temperature, rng);
+                mixture.codes(codes);
+                for &code in &*codes {
+                    counts[level * size + usize::from(code)] += 1.0;
+                }
+                for ((r, q), c) in running.iter_mut().zip(&mixture.mixed).zip(&mut commitment) {
+                    *r -= q;
+                    *c += 2.0 * scale * self.beta * *r;
+                    *loss += f64::from((self.beta + codebook_loss) * *r * *r);
+                }
+                soft.push(mixture);
+                continue;
+            }
+            if self.sinkhorn.0 > 0.0 && level >= self.sinkhorn.1 {
+                sinkhorn(&running, codebook, dim, self.sinkhorn.0, codes);
+            } else {
+                nearest_in_block(&running, dim, codebook, &norms[level * size..][..size], scores, codes);
+            }
             let vectors = running.chunks_exact_mut(dim).zip(commitment.chunks_exact_mut(dim));
             for (&code, (r, c)) in codes.iter().zip(vectors) {
                 let codeword = &codebook[usize::from(code) * dim..][..dim];
@@ -158,7 +218,7 @@ impl RqVae {
                     *sum += *r;
                     *r -= e; // r_l - e_l, the residual of the next level
                     *c += 2.0 * scale * self.beta * *r;
-                    *loss += f64::from(self.beta * *r * *r);
+                    *loss += f64::from((self.beta + codebook_loss) * *r * *r);
                 }
             }
         }
@@ -172,9 +232,41 @@ impl RqVae {
             2.0 * scale * (y - x)
         }));
         self.decoder.backward(&self.params, quantized, rows, decoded, flow, spare, grads, true);
-        // Straight through: the latent gets the gradient of its quantised self.
-        flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c);
+        if by_gradient {
+            // |sg(r) - e|^2 over the rows that chose e: 2 (n e - sum of r).
+            let of = |(at, e): (usize, &f32)| 2.0 * scale * (counts[at / dim] * e - sums[at]);
+            book.extend(self.codebooks.iter().enumerate().map(of));
+        }
+        match self.estimator {
+            // The latent gets the gradient of its quantised self.
+            Estimator::StraightThrough => flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c),
+            Estimator::RotationTrick => {
+                rotate_back(flow, latent, quantized, dim);
+                flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c);
+            }
+            Estimator::GumbelSoftmax { .. } => self.soft_backward(&soft, flow, book, scale),
+        }
         self.encoder.backward(&self.params, x, rows, encoded, flow, spare, grads, false);
+    }
+
+    /// From the gradient of the quantised latents in `flow` to that of the latents, through all levels at once, and that
+    /// of the codebooks, left in `book`.
+    fn soft_backward(&self, soft: &[Soft], flow: &mut [f32], book: &mut [f32], scale: f32) {
+        let dim = self.latent_dim;
+        book.fill(0.0);
+        // Gradient of the residual that the level hands on; the last one goes nowhere.
+        let mut handed_on = vec![0.0; flow.len()];
+        for (level, soft) in soft.iter().enumerate().rev() {
+            let range = self.codebook(level);
+            let left = || soft.residuals.iter().zip(&soft.mixed).map(|(r, q)| r - q);
+            let mixed: Vec<f32> =
+                flow.iter().zip(&handed_on).zip(left()).map(|((g, h), left)| g - h - 2.0 * scale * left).collect();
+            let through = soft.backward(&mixed, &self.codebooks[range.clone()], dim, &mut book[range]);
+            for ((h, x), left) in handed_on.iter_mut().zip(&through).zip(left()) {
+                *h += x + 2.0 * scale * self.beta * left;
+            }
+        }
+        flow.copy_from_slice(&handed_on);
     }
 
     fn layout(&self) -> Vec<(String, Vec<usize>, usize)> {
@@ -245,8 +337,71 @@ mod tests {
 
     fn pass(model: &RqVae, x: &[f32]) -> Shard {
         let mut shard = Shard { x: x.to_vec(), ..Shard::default() };
-        model.backward(&mut shard, &squared_norms(&model.codebooks, LATENT), 1.0 / ROWS as f32);
+        let mut noise = SeededRng::new(4).stream("noise");
+        model.backward(&mut shard, &squared_norms(&model.codebooks, LATENT), 1.0 / ROWS as f32, &mut noise);
         shard
+    }
+
+    /// The loss by Gumbel-softmax, everything under a stop-gradient held at what `base` makes of it.
+    fn soft_surrogate(model: &RqVae, base: &RqVae, x: &[f32]) -> f64 {
+        let square = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let levels = |model: &RqVae| {
+            let mut noise = SeededRng::new(4).stream("noise");
+            let mut running = model.encode(x);
+            let mut found = Vec::new();
+            for level in 0..model.levels {
+                let codebook = &model.codebooks[model.codebook(level)];
+                let soft = Soft::forward(&running, codebook, LATENT, 0.8, &mut noise);
+                running.iter_mut().zip(&soft.mixed).for_each(|(r, q)| *r -= q);
+                found.push(soft);
+            }
+            found
+        };
+        let (now, held) = (levels(model), levels(base));
+        let mut loss = 0.0;
+        let mut quantized = vec![0.0; ROWS * LATENT];
+        for (now, held) in now.iter().zip(&held) {
+            loss += f64::from(model.beta) * square(&now.residuals, &held.mixed) + square(&held.residuals, &now.mixed);
+            quantized.iter_mut().zip(&now.mixed).for_each(|(z, q)| *z += q);
+        }
+        (loss + square(&model.decode(&quantized), x)) / ROWS as f64
+    }
+
+    #[test]
+    fn soft_gradients_equal_central_differences() {
+        let (mut model, x) = tiny();
+        model.estimator = Estimator::GumbelSoftmax { temperature: 0.8 };
+        model.update = CodebookUpdate::Gradient;
+        let shard = pass(&model, &x);
+        assert!((soft_surrogate(&model, &model, &x) - shard.loss / ROWS as f64).abs() < 1e-4);
+        let check = |name: &str, i: usize, found: f32, change: &dyn Fn(&mut RqVae, f32)| {
+            let loss_at = |delta: f32| {
+                let mut other = model.clone();
+                change(&mut other, delta);
+                soft_surrogate(&other, &model, &x)
+            };
+            let (found, expected) = (f64::from(found), (loss_at(2e-3) - loss_at(-2e-3)) / 4e-3);
+            assert!((found - expected).abs() < 3e-3 + 0.02 * expected.abs(), "{name} {i}: {found}, not {expected}");
+        };
+        for i in 0..model.params.len() {
+            check("parameter", i, shard.grads[i], &|model, delta| model.params[i] += delta);
+        }
+        for i in 0..model.codebooks.len() {
+            check("codeword", i, shard.book[i], &|model, delta| model.codebooks[i] += delta);
+        }
+    }
+
+    #[test]
+    fn codewords_by_gradient_on_paper() {
+        let (mut model, x) = tiny();
+        model.update = CodebookUpdate::Gradient;
+        let shard = pass(&model, &x);
+        let latent = model.encode(&x);
+        for (place, codeword) in model.codebooks[..4 * LATENT].chunks(LATENT).enumerate() {
+            let rows = (0..ROWS).filter(|&i| usize::from(shard.codes[0][i]) == place);
+            let expected: f32 = rows.map(|i| 2.0 * (codeword[0] - latent[i * LATENT]) / ROWS as f32).sum();
+            assert!((shard.book[place * LATENT] - expected).abs() < 1e-4);
+        }
     }
 
     /// Quantised latents of `base`, from its codes.

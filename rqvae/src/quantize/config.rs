@@ -290,6 +290,41 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_the_rqvae_changes_something() {
+        let content = heaps(200);
+        let codes = |options: &str| {
+            let base = config(Method::RqVae);
+            let mut json = serde_json::to_value(&base.rqvae).unwrap();
+            let options: serde_json::Value = serde_json::from_str(options).unwrap();
+            options.as_object().unwrap().iter().for_each(|(key, value)| json[key] = value.clone());
+            let config = QuantizerConfig { rqvae: serde_json::from_value(json).unwrap(), ..base };
+            let quantizer = fit(&config, &content);
+            let encoded = quantizer.encode(&content).unwrap();
+            assert!(encoded.relative_error(&content).is_finite(), "{options}");
+            encoded.reconstruction.data
+        };
+        let base = codes("{}");
+        for options in [
+            r#"{"estimator":"rotation-trick"}"#,
+            r#"{"codebook_update":"gradient"}"#,
+            r#"{"estimator":{"gumbel-softmax":{"temperature":0.5}},"codebook_update":"gradient"}"#,
+            r#"{"sinkhorn_epsilon":0.01}"#,
+            r#"{"sinkhorn_epsilon":0.01,"sinkhorn_all_levels":true}"#,
+            r#"{"beta":1.0}"#,
+            r#"{"decay":0.5}"#,
+            r#"{"hidden":[24]}"#,
+            r#"{"latent_dim":6}"#,
+            r#"{"epochs":30}"#,
+            r#"{"min_steps":140}"#,
+            r#"{"batch_size":50}"#,
+            r#"{"learning_rate":0.002}"#,
+            r#"{"weight_decay":1.0}"#,
+        ] {
+            assert_ne!(base, codes(options), "{options}");
+        }
+    }
+
+    #[test]
     fn quantisers_keep_what_the_content_says() {
         let content = heaps(400);
         let error = |method| fit(&config(method), &content).encode(&content).unwrap().relative_error(&content);
@@ -317,6 +352,9 @@ mod tests {
             r#"{"rqvae":{"hidden":[0]}}"#,
             r#"{"rqvae":{"learning_rate":0}}"#,
             r#"{"rkmeans":{"tolerance":2}}"#,
+            r#"{"rqvae":{"sinkhorn_epsilon":-1}}"#,
+            r#"{"rqvae":{"estimator":{"gumbel-softmax":{"temperature":1}}}}"#,
+            r#"{"rqvae":{"codebook_update":"gradient","estimator":{"gumbel-softmax":{"temperature":0}}}}"#,
             r#"{"hkmeans":{"leaf_size":0}}"#,
             r#"{"method":"lsh","codebook_size":10}"#,
         ] {
