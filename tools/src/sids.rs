@@ -4,7 +4,7 @@ use crate::catalogue::{Catalogue, require_empty};
 use crate::cli::{ItemsArgs, json_line, print};
 use crate::error::{Fault, fault};
 use crate::jobs::build_sids::{self, Policy};
-use crate::jobs::{change_sids, inspect};
+use crate::jobs::{change_sids, inspect, inspect_page};
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use rqvae::{Method, QuantizerConfig};
@@ -50,13 +50,18 @@ pub(crate) enum SidsCommand {
     )]
     Build(BuildArgs),
     /// Health of the IDs: usage, perplexity, collisions, error
-    #[command(after_help = "Examples:\n  sidrec sids inspect catalogue\n  sidrec sids inspect catalogue --json")]
+    #[command(
+        after_help = "Examples:\n  sidrec sids inspect catalogue --json\n  sidrec sids inspect catalogue --out pictures"
+    )]
     Inspect {
         /// Catalogue directory
         catalogue: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// New directory for a page with pictures and the tree of IDs
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
     },
     /// Semantic IDs of items
     #[command(
@@ -158,8 +163,12 @@ pub(crate) struct RemoveArgs {
 pub(crate) fn run(command: SidsCommand) -> Result<()> {
     match command {
         SidsCommand::Build(args) => build(&args),
-        SidsCommand::Inspect { catalogue, json } => {
-            let report = inspect::inspection(&Catalogue::open(&catalogue)?);
+        SidsCommand::Inspect { catalogue, json, out } => {
+            let catalogue = Catalogue::open(&catalogue)?;
+            if let Some(out) = out {
+                inspect_page::write(&catalogue, &out)?;
+            }
+            let report = inspect::inspection(&catalogue);
             if json { json_line(&report) } else { print(&inspect::describe(&report)) }
         }
         SidsCommand::Lookup { catalogue, items } => print(&inspect::lookup(&Catalogue::open(&catalogue)?, &items)?),

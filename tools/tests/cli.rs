@@ -295,7 +295,10 @@ fn items_are_added_and_removed_beside_a_trained_model() {
     let again = parse(shop.ok(&["sids", "add", "c-v3", "--items", "gone.jsonl"]));
     assert_eq!((again["restored"].as_u64(), again["live"].as_u64()), (Some(10), Some(300)));
     assert_eq!(lookup("c-v2", &ids), lookup("c-v4", &ids));
-    let report = parse(shop.ok(&["sids", "inspect", "c-v3", "--json"]));
+    let report = parse(shop.ok(&["sids", "inspect", "c-v3", "--json", "--out", "page"]));
+    let page = fs::read_to_string(shop.path("page/index.html")).unwrap();
+    assert_eq!((page.matches("<svg").count(), page.matches("{{").count()), (4, 0));
+    assert_eq!(page.matches("<circle").count(), 300);
     assert_eq!((report["removed"].as_u64(), report["collisions"]["policy"].as_str()), (Some(10), Some("min-cost")));
     shop.fails(&["sids", "add", "c", "--items", "new.jsonl"], 73, &["c-v2"]);
     shop.fails(&["sids", "remove", "c", "--items", "new.jsonl", "--out", "x"], 65, &["20 items"]);

@@ -6,5 +6,6 @@ pub mod cold;
 pub mod demo;
 pub mod eval;
 pub mod inspect;
+pub mod inspect_page;
 pub mod recommend;
 pub mod train;
