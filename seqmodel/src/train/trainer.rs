@@ -214,7 +214,7 @@ impl<'a> Trainer<'a> {
             state.seconds = before + began.elapsed().as_secs_f64();
             let out_of_time = self.config.time_limit_s > 0 && state.seconds >= self.config.time_limit_s as f64;
             let last = state.epoch >= self.config.max_epochs || out_of_time;
-            let mut val = None;
+            let (mut val, mut better) = (None, false);
             if last || state.epoch.is_multiple_of(self.config.eval_every) {
                 let trained = average.as_ref().map(|average| average.swap_in(self.params)).transpose()?;
                 let found = validate()?;
@@ -223,7 +223,7 @@ impl<'a> Trainer<'a> {
                     Select::Ndcg => found.ndcg_at_10,
                 };
                 val = Some(found);
-                let better = state.best.is_none_or(|best| figure > best);
+                better = state.best.is_none_or(|best| figure > best);
                 if better {
                     (state.best, state.best_step, state.stale) = (Some(figure), state.step, 0);
                     if self.output.is_none() {
@@ -237,8 +237,9 @@ impl<'a> Trainer<'a> {
                 }
                 state.seconds = before + began.elapsed().as_secs_f64();
                 state.finished = last || state.stale >= self.config.patience;
-                self.save(&state, &optim, average.as_ref(), better)?;
             }
+            // Before the checkpoint: a kill between the two leaves a line too many, which a resumed run drops, and
+            // never one too few.
             record(&EpochRecord {
                 step: state.step,
                 epoch: state.epoch,
@@ -249,6 +250,9 @@ impl<'a> Trainer<'a> {
                 seconds: state.seconds,
                 val,
             })?;
+            if val.is_some() {
+                self.save(&state, &optim, average.as_ref(), better)?;
+            }
             if state.stale >= self.config.patience {
                 break Stop::Patience;
             }
