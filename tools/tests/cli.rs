@@ -221,6 +221,17 @@ fn bad_input_is_named_with_its_exit_code() {
     assert!(!shop.path("c").exists());
 
     shop.ok(&["sids", "build", "--items", "items.jsonl", "--encoder", "hashed", "--codebook-size", "4", "--out", "c"]);
+    let quantizer = |config: &'static str, method: &'static str| {
+        let more =
+            ["--method", method, "--config", config, "--encoder", "hashed", "--codebook-size", "6", "--out", "d"];
+        [&["sids", "build", "--items", "items.jsonl"][..], &more[..]].concat()
+    };
+    write("typo.toml", "[rkmeans]\nnormalise = true\n");
+    shop.fails(&quantizer("typo.toml", "rkmeans"), 2, &["typo.toml", "normalise", "normalize"]);
+    write("norm.toml", "[rkmeans]\nnormalize = true\n");
+    shop.fails(&quantizer("norm.toml", "lsh"), 2, &["codebook_size", "power of two"]);
+    shop.fails(&[&quantizer("norm.toml", "hkmeans")[..], &["--collisions", "min-cost"]].concat(), 2, &["hkmeans"]);
+    shop.ok(&quantizer("norm.toml", "rkmeans"));
     let train = |events: &'static str| {
         vec!["train", "--catalogue", "c", "--interactions", events, "--preset", "quick", "--out", "r"]
     };
