@@ -3,7 +3,7 @@
 //! Written into a temporary sibling folder and renamed, the manifest last; opened only when every digest fits.
 
 use crate::error::{bad_data, cannot_create};
-use crate::table::{ItemKeys, SidsMeta, write_sids, write_vectors};
+use crate::table::{ItemKeys, SidsMeta, write_half_vectors, write_sids, write_vectors};
 use anyhow::{Context, Result};
 use beam::{Trie, TrieDelta};
 use rqvae::{Artefact, ArtefactWriter, ItemIdx, SidEncoder, SidTable, Vectors, file_digest};
@@ -134,27 +134,47 @@ impl Catalogue {
         quantizer: &dyn SidEncoder,
         encoder: &dyn Fn(&Path) -> Result<()>,
     ) -> Result<()> {
+        self.write_with(dir, &|at| {
+            fs::create_dir(at.join("quantizer")).map_err(|e| cannot_create(dir, e))?;
+            fs::create_dir(at.join("encoder")).map_err(|e| cannot_create(dir, e))?;
+            quantizer.save(&at.join("quantizer"))?;
+            encoder(&at.join("encoder"))?;
+            write_vectors(&at.join(VECTORS), &self.content, &self.keys)?;
+            let meta = SidsMeta {
+                method: self.origin.method.clone(),
+                encoder: self.origin.encoder.clone(),
+                quantizer_digest: file_digest(&at.join(QUANTIZER))?,
+                content_digest: file_digest(&at.join(VECTORS))?,
+                seed: self.origin.seed,
+            };
+            write_sids(&at.join("sids.parquet"), &self.sids, &self.keys, residual_norms, &self.content, &meta)?;
+            write_cards(&self.cards, &at.join("items.jsonl"))?;
+            Ok(Digests { quantizer: meta.quantizer_digest, content: meta.content_digest })
+        })
+    }
+
+    /// Writes only what recommending needs into `dir`: IDs, trie and 16-bit content vectors, and titles where
+    /// `titles` is set. New items cannot be added to such a catalogue.
+    pub fn write_packed(&self, dir: &Path, titles: bool) -> Result<()> {
+        self.write_with(dir, &|at| {
+            let bare = |card: &ItemCard| ItemCard { item_id: card.item_id.clone(), ..ItemCard::default() };
+            let cards = self.cards.iter().map(|card| if titles { card.clone() } else { bare(card) });
+            write_cards(&cards.collect::<Vec<_>>(), &at.join("items.jsonl"))?;
+            write_half_vectors(&at.join(VECTORS), &self.content, &self.keys)?;
+            Ok(Digests { quantizer: String::new(), content: file_digest(&at.join(VECTORS))? })
+        })
+    }
+
+    /// Writes the directory as one: the index, what `rest` adds to it, the manifest last.
+    fn write_with(&self, dir: &Path, rest: &dyn Fn(&Path) -> Result<Digests>) -> Result<()> {
         require_empty(dir)?;
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(|e| cannot_create(parent, e))?;
         let temporary =
             tempfile::Builder::new().prefix(".catalogue-").tempdir_in(parent).map_err(|e| cannot_create(dir, e))?;
         let at = temporary.path();
-        fs::create_dir(at.join("quantizer")).map_err(|e| cannot_create(dir, e))?;
-        fs::create_dir(at.join("encoder")).map_err(|e| cannot_create(dir, e))?;
-        quantizer.save(&at.join("quantizer"))?;
-        encoder(&at.join("encoder"))?;
-        write_vectors(&at.join(VECTORS), &self.content, &self.keys)?;
-        let meta = SidsMeta {
-            method: self.origin.method.clone(),
-            encoder: self.origin.encoder.clone(),
-            quantizer_digest: file_digest(&at.join(QUANTIZER))?,
-            content_digest: file_digest(&at.join(VECTORS))?,
-            seed: self.origin.seed,
-        };
-        write_sids(&at.join("sids.parquet"), &self.sids, &self.keys, residual_norms, &self.content, &meta)?;
         self.write_index(&at.join("index.safetensors"))?;
-        self.write_cards(&at.join("items.jsonl"))?;
+        let digests = rest(at)?;
         let mut files = BTreeMap::new();
         for path in files_below(at)? {
             let name = path.strip_prefix(at)?.to_string_lossy().replace('\\', "/");
@@ -165,8 +185,8 @@ impl Catalogue {
             version: VERSION,
             items: self.sids.items(),
             sids: self.sids.digest(),
-            quantizer_digest: meta.quantizer_digest,
-            content_digest: meta.content_digest,
+            quantizer_digest: digests.quantizer,
+            content_digest: digests.content,
             integer_ids: self.keys.integer,
             lineage: self.lineage.clone(),
             removed: self.removed.clone(),
@@ -200,16 +220,6 @@ impl Catalogue {
             Trie::build(&self.sids)?.save_into(&mut writer)?;
         }
         Ok(writer.write(path)?)
-    }
-
-    fn write_cards(&self, path: &Path) -> Result<()> {
-        let mut out = BufWriter::new(fs::File::create(path).with_context(|| path.display().to_string())?);
-        for card in &self.cards {
-            serde_json::to_writer(&mut out, card)?;
-            out.write_all(b"\n")?;
-        }
-        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        Ok(())
     }
 
     /// Opens a directory that [`Catalogue::write`] made.
@@ -288,6 +298,22 @@ pub(crate) fn without(trie: Trie, removed: &[ItemIdx]) -> Trie {
         delta.remove(*item);
     }
     delta.fold()
+}
+
+/// What the IDs were made from; empty where it is not part of the catalogue.
+struct Digests {
+    quantizer: String,
+    content: String,
+}
+
+fn write_cards(cards: &[ItemCard], path: &Path) -> Result<()> {
+    let mut out = BufWriter::new(fs::File::create(path).with_context(|| path.display().to_string())?);
+    for card in cards {
+        serde_json::to_writer(&mut out, card)?;
+        out.write_all(b"\n")?;
+    }
+    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(())
 }
 
 #[cfg(unix)]

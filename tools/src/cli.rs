@@ -1,16 +1,15 @@
 //! What is typed becomes what is meant; one function per command.
 
 mod eval;
+mod train;
 
 use crate::catalogue::{Catalogue, require_empty};
-use crate::config::Layers;
 use crate::demo::DemoConfig;
 use crate::error::{Fault, fault};
 use crate::interrupt::Interrupt;
 use crate::jobs::demo::DemoJob;
 use crate::jobs::train::Trained;
-use crate::jobs::{build_sids, recommend, train};
-use crate::models::RunConfig;
+use crate::jobs::{build_sids, pack, recommend};
 use crate::progress::Stage;
 use crate::sids::SidsCommand;
 use crate::table::{
@@ -21,6 +20,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use eval::{EvalArgs, eval};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use train::{TrainArgs, train_model};
 
 /// Generative recommendation with semantic IDs.
 #[derive(Parser)]
@@ -68,6 +68,11 @@ enum Command {
         after_help = "Examples:\n  sidrec recommend --run run --catalogue catalogue --histories interactions.csv --k 10 --out out.parquet\n  sidrec recommend --run run --catalogue catalogue --histories histories.jsonl --out out.csv --beam 100"
     )]
     Recommend(RecommendArgs),
+    /// A trained model and its catalogue, small enough to hand on
+    #[command(
+        after_help = "Examples:\n  sidrec pack --run run --catalogue catalogue --out weights/shop\n  sidrec pack --run run --catalogue catalogue --out weights/shop --without-titles"
+    )]
+    Pack(PackArgs),
     /// Shell completions
     #[command(after_help = "Examples:\n  sidrec completions bash > sidrec.bash\n  sidrec completions zsh > _sidrec")]
     Completions {
@@ -181,40 +186,19 @@ struct EmbedArgs {
 }
 
 #[derive(Args)]
-struct TrainArgs {
+struct PackArgs {
+    /// Run directory
+    #[arg(long, value_name = "DIR", env = "SIDREC_RUN")]
+    run: PathBuf,
     /// Catalogue directory
     #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
     catalogue: PathBuf,
-    /// Interactions: user_id, item_id, timestamp or position
-    #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
-    interactions: PathBuf,
-    /// rqt, tiger or sasrec
-    #[arg(long, default_value = "rqt", env = "SIDREC_MODEL")]
-    model: String,
-    /// Named configuration of the model
-    #[arg(long, default_value = "default", env = "SIDREC_PRESET")]
-    preset: String,
-    /// TOML file over the preset
-    #[arg(long, value_name = "FILE", env = "SIDREC_CONFIG")]
-    config: Option<PathBuf>,
-    /// Single value over everything, e.g. train.batch_size=64; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Everything random follows from it
-    #[arg(long, env = "SIDREC_SEED")]
-    seed: Option<u64>,
-    /// Seconds after which training stops
-    #[arg(long, env = "SIDREC_TIME_LIMIT")]
-    time_limit: Option<u64>,
-    /// Run directory
+    /// New directory; gets run/ and catalogue/
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Go on from the newest checkpoint in the run directory
+    /// Leave titles and other text of the items out
     #[arg(long)]
-    resume: bool,
-    /// Print every value with its origin and stop
-    #[arg(long)]
-    print_config: bool,
+    without_titles: bool,
 }
 
 #[derive(Args)]
@@ -235,7 +219,7 @@ struct RunArgs {
 
 impl RunArgs {
     fn load(&self, catalogue: &Catalogue) -> Result<Trained> {
-        let Trained { model, seed } = train::load(&self.run, catalogue)?;
+        let Trained { model, seed } = crate::jobs::train::load(&self.run, catalogue)?;
         let model = model.with_guide(self.guide).map_err(|e| fault(Fault::Usage, format!("--guide: {e}")))?;
         Ok(Trained { model, seed })
     }
@@ -268,6 +252,7 @@ impl Cli {
             Command::Train(args) => train_model(&args),
             Command::Eval(args) => eval(&args),
             Command::Recommend(args) => recommend_all(&args),
+            Command::Pack(args) => pack::pack(&args.run, &args.catalogue, &args.out, !args.without_titles),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "sidrec", &mut script);
@@ -349,39 +334,6 @@ fn embed(args: &EmbedArgs) -> Result<()> {
     let vectors = source.vectors(&items)?;
     write_vectors(&args.out, &vectors, &items.keys)?;
     json_line(&serde_json::json!({ "items": vectors.rows(), "dim": vectors.dim, "encoder": source.name() }))
-}
-
-fn train_model(args: &TrainArgs) -> Result<()> {
-    let preset = RunConfig::preset(&args.model, &args.preset).map_err(|e| fault(Fault::Usage, e))?;
-    let mut layers = Layers::preset(&preset, &format!("preset {} {}", args.model, args.preset))?;
-    if let Some(path) = &args.config {
-        layers.file(path)?;
-    }
-    if let Some(seed) = args.seed {
-        layers.set(&format!("train.seed={seed}"), "--seed")?;
-    }
-    if let Some(seconds) = args.time_limit {
-        layers.set(&format!("train.time_limit_s={seconds}"), "--time-limit")?;
-    }
-    for assignment in &args.set {
-        layers.set(assignment, "--set")?;
-    }
-    let config = layers.resolve()?;
-    if args.print_config {
-        return print(&layers.print());
-    }
-    let catalogue = Catalogue::open(&args.catalogue)?;
-    let interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
-    let outcome = train::run(&config, &catalogue, &interactions, &args.out, args.resume, &Interrupt::install()?)?;
-    json_line(&serde_json::json!({
-        "model": config.model.name(),
-        "stop": outcome.stop,
-        "steps": outcome.steps,
-        "epochs": outcome.epochs,
-        "best_step": outcome.best_step,
-        "val": { "recall@10": outcome.best },
-        "seconds": outcome.seconds,
-    }))
 }
 
 fn recommend_all(args: &RecommendArgs) -> Result<()> {

@@ -7,5 +7,6 @@ pub mod demo;
 pub mod eval;
 pub mod inspect;
 pub mod inspect_page;
+pub mod pack;
 pub mod recommend;
 pub mod train;

@@ -22,7 +22,7 @@ pub use interactions::{Interactions, read_histories, read_interactions};
 pub use items::{Items, read_items};
 pub use keys::ItemKeys;
 pub use sids::{SidsFile, SidsMeta, read_sids, write_sids};
-pub use vectors::{read_vectors, write_vectors};
+pub use vectors::{read_vectors, write_half_vectors, write_vectors};
 
 use crate::error::{bad_data, input_missing};
 use std::path::{Path, PathBuf};
