@@ -13,7 +13,7 @@ fn about(model: &str) -> &'static str {
         "content-knn" => "similar text",
         "sasrec" => "transformer over item embeddings",
         "rqt" => "transformer over semantic IDs, one position per item",
-        "rqt-codes" => "the same, searched by its codes alone",
+        "rqt-codes" => "rqt, searched by its codes alone",
         "tiger" => "encoder-decoder over semantic IDs",
         "mf" => "matrix factorization",
         "random" => "control",
