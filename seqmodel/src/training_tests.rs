@@ -229,6 +229,39 @@ fn search_scores_are_the_trained_probabilities() {
     }
 }
 
+/// Draws stand for the whole catalogue: over many draws the sampled loss is the full one, and gradients still flow.
+#[test]
+fn sampled_negatives_stand_for_all_items() {
+    let histories = histories();
+    let windows = windows(&LeaveOneOut::new(&histories), 20);
+    let rows: Vec<&Window> = windows.iter().collect();
+    let model = |dense_negatives: usize| {
+        let plain = RqtConfig { dropout: 0.0, item_dropout: 0.0, ..small_rqt() };
+        let config = RqtConfig { dense_weight: 1.0, dense_negatives, level_weights: vec![0.0; 3], ..plain };
+        let params = Parameters::new(8);
+        (Rqt::new(&config, features(), &params.builder()).unwrap(), params)
+    };
+    let value = |model: &Rqt, step| {
+        let keys = StepKeys::new(&SeededRng::new(0), step);
+        f64::from(model.loss(&rows, Mode::Train(&keys)).unwrap().to_scalar::<f32>().unwrap())
+    };
+    let (full, sampled) = (model(40).0, model(20).0);
+    let mean = (0..40).map(|step| value(&sampled, step)).sum::<f64>() / 40.0;
+    let expected = value(&full, 0);
+    assert!((mean / expected - 1.0).abs() < 0.02, "{mean} {expected}");
+    assert!((0..5).any(|step| (value(&sampled, step) - expected).abs() > 1e-6), "nothing was drawn");
+    let (small, params) = model(5);
+    let objective = RqtObjective { model: &small, windows: &windows };
+    let keys = StepKeys::new(&SeededRng::new(0), 0);
+    let all: Vec<u32> = (0..windows.len() as u32).collect();
+    let grads = objective.loss(&all, Mode::Train(&keys)).unwrap().backward().unwrap();
+    for name in ["dense.weight", "codes", "items"] {
+        let size =
+            grads.get(&params.all()[name]).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(size > 0.0, "{name}");
+    }
+}
+
 #[test]
 fn contradicting_options_are_named() {
     let bad = [

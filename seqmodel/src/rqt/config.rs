@@ -42,6 +42,9 @@ pub struct RqtConfig {
     /// Weight of the dense loss: cross-entropy of the next item among all items, scored by inner products of the
     /// position's state with the items' input vectors. 0: no dense head.
     pub dense_weight: f32,
+    /// Catalogues of more items than this are not scored whole by the dense loss, but against so many uniform draws per
+    /// step, weighted to stand for all.
+    pub dense_negatives: usize,
     /// Weight of the dense head in the search, 0 (the code decoder alone) to 1; see [`beam::Guided`].
     pub guide: f32,
 }
@@ -65,6 +68,7 @@ impl Default for RqtConfig {
             item_dropout: 0.2,
             valid_only: false,
             dense_weight: 0.0,
+            dense_negatives: 32_768,
             guide: 0.0,
         }
     }
@@ -82,6 +86,7 @@ impl RqtConfig {
             ("decoder_layers", self.decoder_layers, 256),
             ("history_cap", self.history_cap, 10_000),
             ("look_back", self.look_back, self.history_cap),
+            ("dense_negatives", self.dense_negatives, 1 << 24),
         ];
         for (field, got, most) in sizes {
             if got == 0 || got > most {

@@ -289,11 +289,42 @@ impl Rqt {
         if self.dense.is_none() {
             return Ok(None);
         }
+        if self.features.len() > self.config.dense_negatives {
+            return Ok(Some((self.sampled_dense_loss(states, targets, mode)? * f64::from(self.config.dense_weight))?));
+        }
         let table = dropout(&self.catalogue(mode)?, self.config.dropout, mode)?;
         let scores = self.dense_scores(&dropout(states, self.config.dropout, mode)?, &table)?;
         let rows = targets.iter().map(|target| target.0).collect();
         let loss = cross_entropy(&scores, rows, self.config.label_smoothing)?;
         Ok(Some((loss * f64::from(self.config.dense_weight))?))
+    }
+
+    /// The dense loss by uniform draws: each target against the same drawn items, whose logits rise by the log of how
+    /// many items a draw stands for, so that the expected sum of exponentials is that of the whole catalogue.
+    fn sampled_dense_loss(&self, states: &Tensor, targets: &[ItemIdx], mode: Mode) -> Result<Tensor> {
+        let (items, draws, dim) = (self.features.len() as u64, self.config.dense_negatives, self.config.dim);
+        let key = match mode {
+            Mode::Train(keys) => keys.next_key(),
+            // A fixed draw, so that losses of one model are comparable.
+            Mode::Eval => 0,
+        };
+        let drawn: Vec<_> = (0..draws as u64).map(|at| ItemIdx((mix(key ^ mix(at)) % items) as u32)).collect();
+        let rows: Vec<_> = targets.iter().chain(&drawn).map(|item| Some(*item)).collect();
+        let table = dropout(&self.represent(&rows, mode)?, self.config.dropout, mode)?;
+        let states = dropout(states, self.config.dropout, mode)?;
+        let negatives = self.dense_scores(&states, &table.narrow(0, targets.len(), draws)?)?;
+        let Some(dense) = &self.dense else { return Err(Error::NoData { what: "dense head" }) };
+        let own = (dense.forward(&states)? * table.narrow(0, 0, targets.len())?)?.sum_keepdim(1)?;
+        let own = (own * (dim as f64).powf(-0.5))?;
+        // A drawn target is no negative of its own.
+        let stands_for = ((items - 1) as f32 / draws as f32).ln();
+        let mut shift = vec![stands_for; targets.len() * draws];
+        for (row, target) in shift.chunks_exact_mut(draws).zip(targets) {
+            row.iter_mut().zip(&drawn).filter(|(_, item)| *item == target).for_each(|(x, _)| *x = RULED_OUT);
+        }
+        let shift = Tensor::from_vec(shift, (targets.len(), draws), &Device::Cpu)?;
+        let logits = Tensor::cat(&[&own, &(negatives + shift)?], 1)?;
+        Ok(cross_entropy(&logits, vec![0; targets.len()], 0.0)?)
     }
 
     /// Mean over targets of the summed cross-entropy of their codes, plus the weighted dense loss.

@@ -97,8 +97,7 @@ pub(super) fn curves(extras: &Extras) -> anyhow::Result<String> {
     let legend: String = curves.iter().enumerate().map(name).collect();
     Ok(format!(
         "<section><h2>How it learned</h2>\n<p>Training stops when recall on the validation items no longer \
-         rises; the best checkpoint is kept.</p>\n<div class=\"pair\"><div class=\"card\"><h3>Training loss, nats \
-         per item</h3>{}<div class=\"legend\">{legend}</div></div>\n<div class=\"card\"><h3>Validation recall@10</h3>\
+         rises; the best checkpoint is kept.</p>\n<div class=\"pair\"><div class=\"card\"><h3>Training loss</h3>{}<div class=\"legend\">{legend}</div></div>\n<div class=\"card\"><h3>Validation recall@10</h3>\
          {}<div class=\"legend\">{legend}</div></div></div></section>\n",
         line_chart(&lines(|p| p.loss), label, false)?,
         line_chart(&lines(|p| p.val_recall_10), label, true)?,
