@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`Trie`] (which IDs exist, what changed since: [`TrieDelta`], and which of them a request may see:
 //! [`LiveMask`]), [`StepScorer`] (the model as search sees it; [`Guided`] adds a second opinion on items, [`Sampled`] draws
-//! instead of ranking), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`]
+//! instead of ranking, [`Traced`] writes down what was kept), [`search`] (the loop over levels), [`BeamKernel`] (what one device does with beams; [`CpuKernel`]
 //! is the reference, [`SimdKernel`] the fast one) and [`oracle`] (no pruning: slow and obviously right).
 //!
 //! ```
@@ -36,6 +36,7 @@ mod order;
 mod sample;
 mod scorer;
 mod search;
+mod trace;
 mod trie;
 
 pub use error::{BoxError, Error, Result};
@@ -45,4 +46,5 @@ pub use order::CandidateKey;
 pub use sample::{Sampled, Sampling};
 pub use scorer::{PrefixScorer, StepScorer};
 pub use search::{BeamConfig, Hypothesis, ScoreMode, search};
+pub use trace::{Kept, Trace, Traced};
 pub use trie::{Codes, LiveMask, NodeId, Trie, TrieDelta};

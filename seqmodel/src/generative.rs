@@ -2,9 +2,9 @@
 
 use crate::Result;
 use crate::retrieve::{Query, Retriever, Scored};
-use crate::rqt::{PackedRqt, Rqt};
-use crate::tiger::{PackedTiger, Tiger};
-use beam::{BeamConfig, Guided, Hypothesis, LiveMask, ScoreMode, SimdKernel, Trie};
+use crate::rqt::PackedRqt;
+use crate::tiger::PackedTiger;
+use beam::{BeamConfig, Guided, Hypothesis, LiveMask, ScoreMode, SimdKernel, StepScorer, Trace, Traced, Trie};
 use candle_core::Tensor;
 use rqvae::ItemIdx;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ pub struct Guidance {
 }
 
 /// A model that emits the codes of the next item.
-pub trait Generator: Sync {
+pub trait Generator: Send + Sync {
     /// Name for tables.
     fn name(&self) -> &'static str;
 
@@ -38,71 +38,73 @@ pub trait Generator: Sync {
         Ok(None)
     }
 
-    /// Best hypotheses for each history, which must not be empty, over items alive in `live`.
+    /// Best hypotheses for each history, which must not be empty; what was kept on the way goes into `trace`.
     fn decode(
         &self,
-        trie: &Trie,
         histories: &[&[ItemIdx]],
-        config: &BeamConfig,
-        live: &[LiveMask],
-        guidance: Option<&Guidance>,
+        search: &Search,
+        trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>>;
 }
 
-impl Generator for Rqt {
+/// How to search, and among what.
+#[derive(Debug, Clone, Copy)]
+pub struct Search<'a> {
+    /// The IDs.
+    pub trie: &'a Trie,
+    /// Widths, length of the lists, what scores mean.
+    pub config: &'a BeamConfig,
+    /// The items that each request may return: (requests,).
+    pub live: &'a [LiveMask],
+    /// A second opinion on items, for models that have one.
+    pub guidance: Option<&'a Guidance>,
+}
+
+impl Search<'_> {
+    fn run(
+        &self,
+        scorer: impl for<'k> StepScorer<SimdKernel<'k>>,
+        config: &BeamConfig,
+        trace: Option<&mut Trace>,
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        let requests = self.live.len();
+        let mut scorer = Traced::new(scorer, requests, trace);
+        Ok(beam::search(&SimdKernel::new(self.trie), &mut scorer, config, requests, self.live)?)
+    }
+}
+
+impl Generator for PackedRqt {
     fn name(&self) -> &'static str {
         "rqt"
     }
 
     fn score_mode(&self) -> ScoreMode {
-        if self.config().valid_only { ScoreMode::ValidOnly } else { ScoreMode::FullVocab }
+        if self.model().config().valid_only { ScoreMode::ValidOnly } else { ScoreMode::FullVocab }
     }
 
     fn guide(&self) -> f32 {
-        self.config().guide
+        self.model().config().guide
     }
 
     fn guidance_table(&self) -> Result<Option<Tensor>> {
-        self.dense_table()
+        self.model().dense_table()
     }
 
     fn decode(
         &self,
-        trie: &Trie,
         histories: &[&[ItemIdx]],
-        config: &BeamConfig,
-        live: &[LiveMask],
-        guidance: Option<&Guidance>,
+        search: &Search,
+        trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
-        let kernel = SimdKernel::new(trie);
-        let encoded = self.encode(histories)?;
-        let packed = PackedRqt::new(self)?;
-        let mut session = packed.session(&encoded)?;
-        let Some(guidance) = guidance else {
-            return Ok(beam::search(&kernel, &mut session, config, histories.len(), live)?);
+        let encoded = self.model().encode(histories)?;
+        let session = self.session(&encoded)?;
+        let Some(guidance) = search.guidance else {
+            return search.run(session, search.config, trace);
         };
-        let scores = self.dense_scores(&encoded.states, &guidance.table)?.flatten_all()?.to_vec1::<f32>()?;
-        let mut guided = Guided::new(session, trie, guidance.weight, config.score, live, &scores)?;
-        let config = BeamConfig { score: ScoreMode::FullVocab, ..config.clone() };
-        Ok(beam::search(&kernel, &mut guided, &config, histories.len(), live)?)
-    }
-}
-
-impl Generator for Tiger {
-    fn name(&self) -> &'static str {
-        "tiger"
-    }
-
-    fn decode(
-        &self,
-        trie: &Trie,
-        histories: &[&[ItemIdx]],
-        config: &BeamConfig,
-        live: &[LiveMask],
-        guidance: Option<&Guidance>,
-    ) -> Result<Vec<Vec<Hypothesis>>> {
-        // Packing costs a request's worth of time: whoever has few requests and still weights packs once.
-        PackedTiger::new(self)?.decode(trie, histories, config, live, guidance)
+        let scores = self.model().dense_scores(&encoded.states, &guidance.table)?.flatten_all()?.to_vec1::<f32>()?;
+        let guided = Guided::new(session, search.trie, guidance.weight, search.config.score, search.live, &scores)?;
+        let config = BeamConfig { score: ScoreMode::FullVocab, ..search.config.clone() };
+        search.run(guided, &config, trace)
     }
 }
 
@@ -113,22 +115,19 @@ impl Generator for PackedTiger {
 
     fn decode(
         &self,
-        trie: &Trie,
         histories: &[&[ItemIdx]],
-        config: &BeamConfig,
-        live: &[LiveMask],
-        _: Option<&Guidance>,
+        search: &Search,
+        trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
-        let mut session = self.session(histories);
-        Ok(beam::search(&SimdKernel::new(trie), &mut session, config, histories.len(), live)?)
+        search.run(self.session(histories), search.config, trace)
     }
 }
 
-/// Ranks items by constrained beam search.
-pub struct Generative<'a> {
+/// Ranks items by constrained beam search. Owns its weights as they were when it was made.
+pub struct Generative {
     name: String,
-    model: &'a dyn Generator,
-    trie: &'a Trie,
+    model: Box<dyn Generator>,
+    trie: Trie,
     live: LiveMask,
     width: usize,
     guide: f32,
@@ -136,11 +135,11 @@ pub struct Generative<'a> {
     guidance: OnceLock<Option<Guidance>>,
 }
 
-impl<'a> Generative<'a> {
-    /// Beams of `width` over all items of `trie`.
-    pub fn new(model: &'a dyn Generator, trie: &'a Trie, width: usize) -> Self {
-        let name = model.name().to_string();
-        Self { name, model, trie, live: LiveMask::all(trie), width, guide: model.guide(), guidance: OnceLock::new() }
+impl Generative {
+    /// Beams of `width` over all items of `trie`, with the packed weights of `model`.
+    pub fn new(model: impl Generator + 'static, trie: &Trie, width: usize) -> Self {
+        let (name, guide, live) = (model.name().to_string(), model.guide(), LiveMask::all(trie));
+        Self { name, model: Box::new(model), trie: trie.clone(), live, width, guide, guidance: OnceLock::new() }
     }
 
     /// Only items alive in `live` are ever returned.
@@ -175,7 +174,18 @@ impl<'a> Generative<'a> {
         })
     }
 
-    fn guidance(&self) -> Result<Option<&Guidance>> {
+    /// The IDs it searches.
+    pub fn trie(&self) -> &Trie {
+        &self.trie
+    }
+
+    /// The items it may return.
+    pub fn live(&self) -> &LiveMask {
+        &self.live
+    }
+
+    /// What guides its search; made when first asked for.
+    pub fn guidance(&self) -> Result<Option<&Guidance>> {
         if self.guidance.get().is_none() {
             let table = if self.guide > 0.0 { self.model.guidance_table()? } else { None };
             let made = table.map(|table| Guidance { table, weight: self.guide });
@@ -185,17 +195,32 @@ impl<'a> Generative<'a> {
         Ok(self.guidance.get().and_then(Option::as_ref))
     }
 
+    /// Best `k` hypotheses of each history, which must not be empty, by beams of `width`, among what its mask allows.
+    ///
+    /// # Errors
+    /// `k` or `width` is 0, or a mask is of another trie.
+    pub fn search(
+        &self,
+        histories: &[&[ItemIdx]],
+        live: &[LiveMask],
+        width: usize,
+        k: usize,
+        trace: Option<&mut Trace>,
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        let score = self.model.score_mode();
+        let config = BeamConfig { score, ..BeamConfig::uniform(width.max(k), self.trie.levels(), k) };
+        let search = Search { trie: &self.trie, config: &config, live, guidance: self.guidance()? };
+        self.model.decode(histories, &search, trace)
+    }
+
     /// Best `k` hypotheses of each query, semantic IDs included. Empty histories get empty lists.
     pub fn hypotheses(&self, queries: &[Query], k: usize) -> Result<Vec<Vec<Hypothesis>>> {
-        let score = self.model.score_mode();
-        let config = BeamConfig { score, ..BeamConfig::uniform(self.width.max(k), self.trie.levels(), k) };
-        let guidance = self.guidance()?;
         let mut lists = vec![Vec::new(); queries.len()];
         let known: Vec<usize> = (0..queries.len()).filter(|i| !queries[*i].history.is_empty()).collect();
         for chunk in known.chunks(64) {
             let histories: Vec<_> = chunk.iter().map(|i| queries[*i].history).collect();
-            let live: Vec<_> = chunk.iter().map(|i| self.live.without(self.trie, queries[*i].exclude)).collect();
-            let found = self.model.decode(self.trie, &histories, &config, &live, guidance)?;
+            let live: Vec<_> = chunk.iter().map(|i| self.live.without(&self.trie, queries[*i].exclude)).collect();
+            let found = self.search(&histories, &live, self.width, k, None)?;
             for (i, list) in chunk.iter().zip(found) {
                 lists[*i] = list;
             }
@@ -204,7 +229,7 @@ impl<'a> Generative<'a> {
     }
 }
 
-impl Retriever for Generative<'_> {
+impl Retriever for Generative {
     fn name(&self) -> &str {
         &self.name
     }

@@ -26,7 +26,7 @@ pub mod train;
 pub use data::{Case, Histories, LeaveOneOut, Split};
 pub use error::{Error, Result};
 pub use evaluate::{EvalConfig, Evaluation, evaluate};
-pub use generative::{Generative, Generator};
+pub use generative::{Generative, Generator, Guidance, Search};
 pub use items::ItemFeatures;
 pub use metrics::{Metrics, Ranks};
 pub use objectives::{RqtObjective, SasRecObjective, TigerObjective};

@@ -3,10 +3,10 @@
 
 use crate::data::{Histories, Window, windows};
 use crate::dense::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever};
-use crate::generative::{Generative, Generator};
+use crate::generative::Generative;
 use crate::nn::Parameters;
-use crate::rqt::{Rqt, RqtConfig, RqtSession};
-use crate::tiger::{Tiger, TigerConfig, TigerSession, samples};
+use crate::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
+use crate::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession, samples};
 use crate::train::{EpochRecord, Identity, Objective, Stop, TrainConfig, Trainer, Validation};
 use crate::{ItemFeatures, LeaveOneOut, Query, Retriever, RqtObjective, SasRecObjective, TigerObjective};
 use beam::Trie;
@@ -155,9 +155,9 @@ fn a_history_scores_the_same_alone_and_in_a_padded_batch() {
     let trie = Trie::build(features().sids()).unwrap();
     let dense = SasRecRetriever::new(&sasrec, (0..u64::from(ITEMS)).collect());
     let retrievers: [&dyn Retriever; 4] = [
-        &Generative::new(&rqt, &trie, 64),
-        &Generative::new(&guided, &trie, 64),
-        &Generative::new(&tiger, &trie, 64),
+        &Generative::new(PackedRqt::new(&rqt).unwrap(), &trie, 64),
+        &Generative::new(PackedRqt::new(&guided).unwrap(), &trie, 64),
+        &Generative::new(PackedTiger::new(&tiger).unwrap(), &trie, 64),
         &dense,
     ];
     for retriever in retrievers {
@@ -210,7 +210,11 @@ fn search_scores_are_the_trained_probabilities() {
     let (model, _) = guided_rqt(3);
     let query = [Query { history: &history, exclude: &[] }];
     let list = |weight: f32| {
-        let mut list = Generative::new(&model, &trie, 64).with_guide(weight).retrieve(&query, 64).unwrap().remove(0);
+        let mut list = Generative::new(PackedRqt::new(&model).unwrap(), &trie, 64)
+            .with_guide(weight)
+            .retrieve(&query, 64)
+            .unwrap()
+            .remove(0);
         list.sort_by_key(|scored| scored.item.0);
         list
     };
@@ -284,11 +288,10 @@ fn seen_items_are_left_out_and_a_wide_beam_returns_everything_else() {
     let trie = Trie::build(features().sids()).unwrap();
     let history = [ItemIdx(1), ItemIdx(2)];
     let query = Query { history: &history, exclude: &history };
-    let list = &Generative::new(&model, &trie, 64).retrieve(&[query], 100).unwrap()[0];
+    let list = &Generative::new(PackedRqt::new(&model).unwrap(), &trie, 64).retrieve(&[query], 100).unwrap()[0];
     assert_eq!(list.len(), ITEMS as usize - 2);
     assert!(list.iter().all(|s| !history.contains(&s.item)));
     assert!(list.windows(2).all(|pair| pair[0].score >= pair[1].score));
-    assert_eq!(Generator::name(&model), "rqt");
 }
 
 /// Numbers of the runs below.

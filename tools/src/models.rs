@@ -7,8 +7,8 @@ use seqmodel::data::{Window, windows};
 use seqmodel::dense::{SasRec, SasRecConfig, SasRecRetriever};
 use seqmodel::nn::Parameters;
 use seqmodel::retrieve::Retriever;
-use seqmodel::rqt::{Rqt, RqtConfig};
-use seqmodel::tiger::{Sample, Tiger, TigerConfig, samples};
+use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
+use seqmodel::tiger::{PackedTiger, Sample, Tiger, TigerConfig, samples};
 use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
 use seqmodel::{Generative, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective};
 use serde::{Deserialize, Serialize};
@@ -215,26 +215,27 @@ impl Model {
         &self.params
     }
 
-    /// How it is asked: beams of `width` over `trie` where it generates, all items at once where it does not.
-    pub fn retriever<'a>(&'a self, trie: &'a Trie, width: usize, tie_hash: &[u64]) -> Box<dyn Retriever + 'a> {
-        match (&self.network, self.generative(trie, width)) {
+    /// How it is asked, with the weights of now: beams of `width` over `trie` where it generates, all items at once
+    /// where it does not.
+    pub fn retriever<'a>(&'a self, trie: &Trie, width: usize, tie_hash: &[u64]) -> Result<Box<dyn Retriever + 'a>> {
+        Ok(match (&self.network, self.generative(trie, width)?) {
             (Network::Sasrec(sasrec), _) => Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))),
             (Network::Rqt(_) | Network::Tiger(_), Some(generative)) => Box::new(generative),
             (Network::Rqt(_) | Network::Tiger(_), None) => unreachable!("both generate"),
-        }
+        })
     }
 
-    /// The generative face, where it has one.
-    pub fn generative<'a>(&'a self, trie: &'a Trie, width: usize) -> Option<Generative<'a>> {
+    /// The generative face, where it has one: packed weights of now.
+    pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
         let generative = match &self.network {
-            Network::Rqt(rqt) => Generative::new(rqt, trie, width),
-            Network::Tiger(tiger) => Generative::new(tiger, trie, width),
-            Network::Sasrec(_) => return None,
+            Network::Rqt(rqt) => Generative::new(PackedRqt::new(rqt)?, trie, width),
+            Network::Tiger(tiger) => Generative::new(PackedTiger::new(tiger)?, trie, width),
+            Network::Sasrec(_) => return Ok(None),
         };
-        Some(match self.guide {
+        Ok(Some(match self.guide {
             Some(weight) => generative.with_guide(weight),
             None => generative,
-        })
+        }))
     }
 
     /// Searches with another weight of guidance than the configured one, where one is given.

@@ -9,14 +9,14 @@ use crate::packed::{Packed, PackedBlock, PackedDecoder, PackedSession, Scratch};
 use crate::{Error, Result};
 
 /// The decoder's weights of an [`Rqt`] as they were when this was made.
-pub struct PackedRqt<'a> {
-    model: &'a Rqt,
+pub struct PackedRqt {
+    model: Rqt,
     decoder: PackedDecoder,
 }
 
-impl<'a> PackedRqt<'a> {
+impl PackedRqt {
     /// Copies and packs the weights.
-    pub fn new(model: &'a Rqt) -> Result<Self> {
+    pub fn new(model: &Rqt) -> Result<Self> {
         let dim = model.config().dim;
         let (codes, norm, heads) = model.decoder_tables();
         let scales = with_values(norm.weight(), <[f32]>::to_vec)?;
@@ -32,7 +32,12 @@ impl<'a> PackedRqt<'a> {
             level_starts: model.level_starts().to_vec(),
             heads: heads.iter().map(head).collect::<Result<_>>()?,
         };
-        Ok(Self { model, decoder })
+        Ok(Self { model: model.clone(), decoder })
+    }
+
+    /// The model, which reads the histories.
+    pub fn model(&self) -> &Rqt {
+        &self.model
     }
 
     /// A decoding run over histories read by [`Rqt::encode`].

@@ -70,8 +70,8 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         interactions.histories = shuffle_ties(&interactions, seed);
     }
     let width = args.run.beam as usize;
-    let retriever = trained.model.retriever(&catalogue.trie, width, catalogue.keys.tie_hash());
-    let generative = trained.model.generative(&catalogue.trie, width);
+    let retriever = trained.model.retriever(&catalogue.trie, width, catalogue.keys.tie_hash())?;
+    let generative = trained.model.generative(&catalogue.trie, width)?;
     let question = Question {
         split: match args.split {
             SplitArg::Test => Split::Test,

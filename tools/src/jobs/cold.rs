@@ -117,7 +117,7 @@ pub fn run(
     add("popular", None, &popular.retrieve(&queries, K)?);
     let knn_all = knn.retrieve(&queries, K)?;
     add("content-knn", None, &knn_all);
-    if let Some(free) = model.generative(&catalogue.trie, beam) {
+    if let Some(free) = model.generative(&catalogue.trie, beam)? {
         let warm = catalogue.trie.live(|item| !is_new(item));
         let cold = catalogue.trie.live(is_new);
         let ask = |live: &LiveMask, generative: Generative| generative.with_live(live.clone()).retrieve(&queries, K);
@@ -125,7 +125,7 @@ pub fn run(
         let name = config.model.name();
         let free = free.retrieve(&queries, K)?;
         add(name, None, &free);
-        if let (Some(a), Some(b)) = (again(), again()) {
+        if let (Some(a), Some(b)) = (again()?, again()?) {
             let (warm_lists, cold_lists) = (ask(&warm, a)?, ask(&cold, b)?);
             add(&format!("{name}, quota"), Some(EPSILON), &with_quota(&warm_lists, &cold_lists));
             let near_new = only_new(&knn, &queries, items.keys.len(), &is_new)?;

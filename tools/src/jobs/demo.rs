@@ -195,12 +195,12 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
         Box::new(popular),
         Box::new(itemknn),
         Box::new(content_knn),
-        sasrec.retriever(&catalogue.trie, BEAM, ties),
+        sasrec.retriever(&catalogue.trie, BEAM, ties)?,
     ];
-    if let Some(codes) = rqt.generative(&catalogue.trie, BEAM) {
+    if let Some(codes) = rqt.generative(&catalogue.trie, BEAM)? {
         retrievers.push(Box::new(codes.with_guide(0.0).named(CODES_ALONE)));
     }
-    retrievers.push(rqt.retriever(&catalogue.trie, BEAM, ties));
+    retrievers.push(rqt.retriever(&catalogue.trie, BEAM, ties)?);
     let clock = Instant::now();
     let mut tables = Vec::new();
     let mut cases = Vec::new();

@@ -80,7 +80,7 @@ mod tests {
         let history = interactions.histories.of(0);
         let list = |run: &Path, catalogue: &Catalogue| -> Result<Vec<u32>> {
             let trained = train::load(run, catalogue)?;
-            let retriever = trained.model.retriever(&catalogue.trie, 20, catalogue.keys.tie_hash());
+            let retriever = trained.model.retriever(&catalogue.trie, 20, catalogue.keys.tie_hash())?;
             let found = retriever.retrieve(&[Query { history, exclude: history }], 5)?;
             Ok(found[0].iter().map(|scored| scored.item.0).collect())
         };

@@ -43,7 +43,7 @@ pub fn recommend(
     k: usize,
     beam: usize,
 ) -> Result<Vec<Row>> {
-    let retriever = model.retriever(&catalogue.trie, beam, catalogue.keys.tie_hash());
+    let retriever = model.retriever(&catalogue.trie, beam, catalogue.keys.tie_hash())?;
     let users: Vec<&[ItemIdx]> = histories.histories.iter().collect();
     let mut stage = Stage::new("recommend", users.len() as u64);
     let mut rows = Vec::new();
