@@ -73,9 +73,10 @@ impl<'t, S> Guided<'t, S> {
         if !(0.0..=1.0).contains(&weight) {
             return Err(Error::config("guide", weight, "0 to 1"));
         }
-        let items = trie.bound();
-        if item_scores.len() != live.len() * items {
-            let expected = format!("({}, {items})", live.len());
+        // Items that were removed have scores too, and may be the last ones.
+        let items = item_scores.len() / live.len().max(1);
+        if item_scores.len() != live.len() * items || items < trie.bound() {
+            let expected = format!("({}, {} or more)", live.len(), trie.bound());
             return Err(Error::shape("item scores", expected, format!("{} numbers", item_scores.len())));
         }
         live.iter().try_for_each(|mask| mask.check(trie))?;
@@ -204,7 +205,9 @@ mod tests {
         let live = [LiveMask::all(&trie)];
         let make = |weight, scores: &[f32]| Guided::new((), &trie, weight, ScoreMode::FullVocab, &live, scores).err();
         assert!(make(1.5, &[0.0; 2]).unwrap().to_string().contains("guide"));
-        assert!(make(0.5, &[0.0; 3]).unwrap().to_string().contains("item scores"));
+        assert!(make(0.5, &[0.0; 1]).unwrap().to_string().contains("item scores"));
         assert!(make(0.5, &[0.0; 2]).is_none());
+        // The last item was removed since the model was made.
+        assert!(make(0.5, &[0.0; 3]).is_none());
     }
 }

@@ -92,6 +92,7 @@ struct Manifest {
 }
 
 /// Everything about the items of one catalogue version.
+#[derive(Clone)]
 pub struct Catalogue {
     /// External ids.
     pub keys: ItemKeys,
@@ -279,6 +280,16 @@ impl Catalogue {
     /// Whether an item can be found, that is, was not removed.
     pub fn is_live(&self, item: ItemIdx) -> bool {
         self.removed.binary_search(&item).is_err()
+    }
+
+    /// Names what searches return: digest of the IDs and of which of them are live.
+    pub fn version(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.sids.digest().as_bytes());
+        self.removed.iter().for_each(|item| {
+            hasher.update(&item.0.to_le_bytes());
+        });
+        hasher.finalize().to_hex()[..12].to_string()
     }
 
     /// Title of an item, or its id where there is none.

@@ -1,6 +1,7 @@
 //! What is typed becomes what is meant; one function per command.
 
 mod eval;
+mod serve;
 mod train;
 
 use crate::catalogue::{Catalogue, require_empty};
@@ -18,6 +19,7 @@ use crate::table::{
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use eval::{EvalArgs, eval};
+use serve::ServeArgs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use train::{TrainArgs, train_model};
@@ -68,6 +70,11 @@ enum Command {
         after_help = "Examples:\n  sidrec recommend --run run --catalogue catalogue --histories interactions.csv --k 10 --out out.parquet\n  sidrec recommend --run run --catalogue catalogue --histories histories.jsonl --out out.csv --beam 100"
     )]
     Recommend(RecommendArgs),
+    /// The retrieval server, with a demo page
+    #[command(
+        after_help = "Examples:\n  sidrec serve --run weights/demo/run --catalogue weights/demo/catalogue\n  sidrec serve --run run --catalogue catalogue --addr 0.0.0.0:8080 --token-file token --watch"
+    )]
+    Serve(Box<ServeArgs>),
     /// A trained model and its catalogue, small enough to hand on
     #[command(
         after_help = "Examples:\n  sidrec pack --run run --catalogue catalogue --out weights/shop\n  sidrec pack --run run --catalogue catalogue --out weights/shop --without-titles"
@@ -252,6 +259,7 @@ impl Cli {
             Command::Train(args) => train_model(&args),
             Command::Eval(args) => eval(&args),
             Command::Recommend(args) => recommend_all(&args),
+            Command::Serve(args) => serve::serve(*args),
             Command::Pack(args) => pack::pack(&args.run, &args.catalogue, &args.out, !args.without_titles),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

@@ -2,7 +2,7 @@
 //!
 //! Rooms, in the order data flows: [`table`] (files in and out), [`demo`] (the generated catalogue), [`catalogue`]
 //! (items with their IDs, checked as one), [`models`] (every trainable model by name), [`jobs`], [`report`] (tables
-//! and the page), [`cli`].
+//! and the page), [`serve`] (the retrieval server), [`cli`].
 
 pub mod catalogue;
 pub mod cli;
@@ -14,5 +14,6 @@ pub mod jobs;
 pub mod models;
 pub mod progress;
 pub mod report;
+pub mod serve;
 mod sids;
 pub mod table;

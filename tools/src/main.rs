@@ -7,7 +7,11 @@ use tools::cli::Cli;
 fn main() -> ExitCode {
     one_pool();
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("SIDREC_LOG"))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("SIDREC_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error,tools::serve=info,access=info")),
+        )
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().run() {

@@ -10,7 +10,7 @@ use crate::error::{bad_data, cannot_create};
 use crate::table::{ItemKeys, Items, read_sids};
 use anyhow::Result;
 use beam::{Trie, TrieDelta};
-use rqvae::{Code, ItemIdx, SidTable, Vectors, load_quantizer};
+use rqvae::{Code, ItemIdx, SidEncoder, SidTable, Vectors, load_quantizer};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -53,7 +53,30 @@ pub fn next_version(dir: &Path) -> PathBuf {
 pub fn add(dir: &Path, items: &Items, content: &Vectors, out: &Path) -> Result<Changed> {
     let old = Catalogue::open(dir)?;
     let quantizer = load_quantizer(&dir.join("quantizer"))?;
-    let mut changed = Changed { added: 0, restored: 0, known: 0, outdated: 0, removed: 0, live: 0, out: out.into() };
+    let Extended { catalogue, changed, new_norms } = extend(&old, quantizer.as_ref(), items, content)?;
+    let mut norms = residual_norms(dir, &old.keys)?;
+    norms.extend(new_norms);
+    write(&catalogue, dir, out, &norms)?;
+    Ok(Changed { out: out.into(), ..changed })
+}
+
+/// A catalogue with new items.
+pub struct Extended {
+    /// The next version.
+    pub catalogue: Catalogue,
+    /// What changed; `out` is empty.
+    pub changed: Changed,
+    /// What the last level left over of each added item.
+    pub new_norms: Vec<f32>,
+}
+
+/// `old` with `items` and their vectors `content` (items, dim), IDs by its frozen `quantizer`.
+///
+/// # Errors
+/// Bad data when vectors are of another width, or a group of equal codes has no suffix left.
+pub fn extend(old: &Catalogue, quantizer: &dyn SidEncoder, items: &Items, content: &Vectors) -> Result<Extended> {
+    let out = PathBuf::new();
+    let mut changed = Changed { added: 0, restored: 0, known: 0, outdated: 0, removed: 0, live: 0, out };
     let mut back = BTreeSet::new();
     let mut fresh: Vec<usize> = Vec::new();
     for row in 0..items.keys.len() {
@@ -134,9 +157,7 @@ pub fn add(dir: &Path, items: &Items, content: &Vectors, out: &Path) -> Result<C
         }
     }
     let data = old.content.data.iter().chain(&rows.data).copied().collect();
-    let mut norms = residual_norms(dir, &old.keys)?;
-    norms.extend(&encoded.residual_norms);
-    let new = Catalogue {
+    let catalogue = Catalogue {
         keys,
         sids,
         trie: delta.fold(),
@@ -144,11 +165,10 @@ pub fn add(dir: &Path, items: &Items, content: &Vectors, out: &Path) -> Result<C
         removed,
         cards,
         content: Vectors::new(old.content.dim, data)?,
-        origin: old.origin,
+        origin: old.origin.clone(),
     };
-    write(&new, dir, out, &norms)?;
-    changed.live = new.trie.items_total();
-    Ok(changed)
+    changed.live = catalogue.trie.items_total();
+    Ok(Extended { catalogue, changed, new_norms: encoded.residual_norms })
 }
 
 /// Takes the items called `ids` out of the catalogue in `dir`; the result is written to `out`.
@@ -157,6 +177,17 @@ pub fn add(dir: &Path, items: &Items, content: &Vectors, out: &Path) -> Result<C
 /// Bad data naming ids that the catalogue does not have; cannot create `out`.
 pub fn remove(dir: &Path, ids: &ItemKeys, out: &Path) -> Result<Changed> {
     let old = Catalogue::open(dir)?;
+    let (catalogue, changed) = retire(&old, ids)?;
+    let norms = residual_norms(dir, &old.keys)?;
+    write(&catalogue, dir, out, &norms)?;
+    Ok(Changed { out: out.into(), ..changed })
+}
+
+/// `old` in which the items called `ids` are no longer found.
+///
+/// # Errors
+/// Bad data naming ids that the catalogue does not have.
+pub fn retire(old: &Catalogue, ids: &ItemKeys) -> Result<(Catalogue, Changed)> {
     let unknown: Vec<&str> = ids.iter().filter(|id| old.keys.find(id).is_none()).collect();
     if !unknown.is_empty() {
         let shown = unknown[..unknown.len().min(5)].join(", ");
@@ -175,11 +206,9 @@ pub fn remove(dir: &Path, ids: &ItemKeys, out: &Path) -> Result<Changed> {
         outdated: 0,
         removed: gone,
         live: trie.items_total(),
-        out: out.into(),
+        out: PathBuf::new(),
     };
-    let norms = residual_norms(dir, &old.keys)?;
-    write(&Catalogue { trie, removed, ..old }, dir, out, &norms)?;
-    Ok(changed)
+    Ok((Catalogue { trie, removed, ..old.clone() }, changed))
 }
 
 /// What the last level left over of each item, in catalogue order.

@@ -3,6 +3,7 @@
 pub mod build_sids;
 pub mod change_sids;
 pub mod cold;
+pub mod counts;
 pub mod demo;
 pub mod eval;
 pub mod inspect;

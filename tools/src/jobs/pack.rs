@@ -31,7 +31,7 @@ pub fn pack(run: &Path, catalogue_dir: &Path, out: &Path, titles: bool) -> Resul
     let weights: BTreeMap<_, _> = halved.collect::<Result<_>>()?;
     let packed = out.join("run");
     fs::create_dir_all(&packed).map_err(|e| cannot_create(&packed, e))?;
-    for name in ["config.toml", "metrics.jsonl"] {
+    for name in ["config.toml", "metrics.jsonl", "counts.safetensors"] {
         if run.join(name).is_file() {
             fs::copy(run.join(name), packed.join(name)).map_err(|e| cannot_create(&packed.join(name), e))?;
         }

@@ -3,6 +3,7 @@
 use crate::catalogue::{Catalogue, require_empty};
 use crate::error::{Fault, bad_data, cannot_create, fault, input_missing};
 use crate::interrupt::Interrupt;
+use crate::jobs::counts::TrainCounts;
 use crate::models::{Model, ModelConfig, Observer, RunConfig};
 use crate::progress::Stage;
 use crate::table::Interactions;
@@ -172,6 +173,7 @@ pub fn run(
     let name = format!("train {}", config.model.name());
     let mut recorder = Recorder::new(&name, config.train.max_epochs, Some(&mut metrics));
     let split = LeaveOneOut::new(&interactions.histories);
+    TrainCounts::of(&split, catalogue.keys.len()).write(out)?;
     let outcome = fit(&model, config, catalogue, &split, Some(&checkpoints), resume, &mut recorder, &|| {
         interrupt.signal().is_some()
     })?;
@@ -264,6 +266,18 @@ pub fn load(run: &Path, catalogue: &Catalogue) -> Result<Trained> {
     }
     model.params().assign(&tensors).with_context(|| weights.display().to_string())?;
     Ok(Trained { model, seed })
+}
+
+/// `model` on `catalogue`, a later version of the one that it reads: the same weights, rows for new items.
+///
+/// # Errors
+/// The model cannot read items that it has not been trained on.
+pub fn carry_over(model: &Model, catalogue: &Catalogue) -> Result<Model> {
+    let carried = Model::new(model.config(), &features(catalogue)?, 0)?;
+    let mut tensors = model.params().all().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+    grow(&mut tensors, &carried)?;
+    carried.params().assign(&tensors)?;
+    Ok(carried)
 }
 
 /// Fits weights to a catalogue that has grown since: an item that the model has never seen gets a row of zeros where the

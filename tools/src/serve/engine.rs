@@ -1,0 +1,162 @@
+//! What answers a batch of histories: a trained model, or in tests something that sleeps and fails on demand.
+
+use crate::models::Model;
+use beam::{Kept, LiveMask, Trace, Trie};
+use rqvae::ItemIdx;
+use seqmodel::{Generative, Query, Scored};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One history to answer; checked, so that every number is within the limits.
+#[derive(Debug, Clone, Default)]
+pub struct Ask {
+    /// Known items, oldest first; not empty.
+    pub history: Vec<ItemIdx>,
+    /// Never returned.
+    pub exclude: Vec<ItemIdx>,
+    /// The only items that may be returned, where there is such a list.
+    pub allow: Option<Vec<ItemIdx>>,
+    /// Only items that training has not seen.
+    pub only_new: bool,
+    /// Length of the list.
+    pub k: usize,
+    /// Beams.
+    pub beam: usize,
+    /// Write down the beams.
+    pub trace: bool,
+}
+
+/// The list for an [`Ask`].
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// Best first.
+    pub items: Vec<Scored>,
+    /// Kept after each level, where it was asked for.
+    pub levels: Vec<Vec<Kept>>,
+}
+
+/// Why a batch could not be answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineError {
+    /// Too much at once: half of it may do.
+    OutOfMemory,
+    /// Nothing will be answered any more; the process should be started anew.
+    DeviceLost(String),
+    /// This batch failed.
+    Failed(String),
+}
+
+/// Answers batches, one at a time.
+pub trait Engine: Send + Sync {
+    /// One answer per question, in order.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; nothing of the batch is answered then.
+    fn answer(&self, asks: &[&Ask]) -> Result<Vec<Answer>, EngineError>;
+}
+
+/// A trained model over a catalogue.
+pub struct ModelEngine {
+    model: Arc<Model>,
+    generative: Option<Generative>,
+    trie: Trie,
+    tie_hash: Arc<[u64]>,
+    removed: Vec<ItemIdx>,
+    /// Items that training has not seen; `None` where that is not known.
+    new: Option<LiveMask>,
+}
+
+impl ModelEngine {
+    /// Packs `model` for the items of `trie`; `is_new` tells items that training has not seen.
+    pub fn new(
+        model: Arc<Model>,
+        trie: &Trie,
+        tie_hash: &[u64],
+        removed: &[ItemIdx],
+        is_new: Option<&dyn Fn(ItemIdx) -> bool>,
+    ) -> anyhow::Result<Self> {
+        let generative = model.generative(trie, 1)?;
+        if let Some(generative) = &generative {
+            generative.guidance()?;
+        }
+        let new = is_new.map(|is_new| trie.live(is_new));
+        let (tie_hash, removed) = (Arc::from(tie_hash), removed.to_vec());
+        Ok(Self { model, generative, trie: trie.clone(), tie_hash, removed, new })
+    }
+
+    fn mask(&self, ask: &Ask, all: &LiveMask) -> LiveMask {
+        let base = match (&self.new, ask.only_new) {
+            (Some(new), true) => new,
+            _ => all,
+        };
+        let base = match &ask.allow {
+            Some(allow) => base.only(&self.trie, allow),
+            None => base.clone(),
+        };
+        base.without(&self.trie, &ask.exclude)
+    }
+
+    fn search(&self, generative: &Generative, asks: &[&Ask], beam: usize) -> anyhow::Result<Vec<Answer>> {
+        let histories: Vec<&[ItemIdx]> = asks.iter().map(|ask| ask.history.as_slice()).collect();
+        let live: Vec<LiveMask> = asks.iter().map(|ask| self.mask(ask, generative.live())).collect();
+        let k = asks.iter().map(|ask| ask.k).max().unwrap_or(1);
+        let mut trace = asks.iter().any(|ask| ask.trace).then(Trace::default);
+        let lists = generative.search(&histories, &live, beam, k, trace.as_mut())?;
+        let answer = |(at, list): (usize, Vec<beam::Hypothesis>)| {
+            let scored = list.iter().take(asks[at].k).map(|h| Scored { item: h.item, score: h.log_prob });
+            let levels = match &mut trace {
+                Some(trace) if asks[at].trace => {
+                    trace.levels.iter_mut().map(|level| std::mem::take(&mut level[at])).collect()
+                }
+                _ => Vec::new(),
+            };
+            Answer { items: scored.collect(), levels }
+        };
+        Ok(lists.into_iter().enumerate().map(answer).collect())
+    }
+
+    /// Models that score the whole catalogue at once are told what to leave out.
+    fn rank(&self, asks: &[&Ask]) -> anyhow::Result<Vec<Answer>> {
+        let retriever = self.model.retriever(&self.trie, 1, &self.tie_hash)?;
+        let k = asks.iter().map(|ask| ask.k).max().unwrap_or(1);
+        let all = LiveMask::all(&self.trie);
+        let exclude = |ask: &&Ask| -> Vec<ItemIdx> {
+            if ask.allow.is_none() && !ask.only_new {
+                return ask.exclude.iter().chain(&self.removed).copied().collect();
+            }
+            let mask = self.mask(ask, &all);
+            (0..self.tie_hash.len() as u32).map(ItemIdx).filter(|item| !mask.allows(*item)).collect()
+        };
+        let exclude: Vec<_> = asks.iter().map(exclude).collect();
+        let queries: Vec<_> =
+            asks.iter().zip(&exclude).map(|(ask, exclude)| Query { history: &ask.history, exclude }).collect();
+        let lists = retriever.retrieve(&queries, k)?;
+        let answer = |(ask, list): (&&Ask, Vec<Scored>)| Answer {
+            items: list.into_iter().take(ask.k).collect(),
+            levels: Vec::new(),
+        };
+        Ok(asks.iter().zip(lists).map(answer).collect())
+    }
+}
+
+impl Engine for ModelEngine {
+    fn answer(&self, asks: &[&Ask]) -> Result<Vec<Answer>, EngineError> {
+        let failed = |error: anyhow::Error| EngineError::Failed(format!("{error:#}"));
+        let Some(generative) = &self.generative else {
+            return self.rank(asks).map_err(failed);
+        };
+        // A list must not depend on who else is in the batch, so only equal searches share one.
+        let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (at, ask) in asks.iter().enumerate() {
+            groups.entry(ask.beam.max(ask.k)).or_default().push(at);
+        }
+        let mut answers = vec![Answer::default(); asks.len()];
+        for (beam, group) in groups {
+            let some: Vec<&Ask> = group.iter().map(|at| asks[*at]).collect();
+            for (at, answer) in group.into_iter().zip(self.search(generative, &some, beam).map_err(failed)?) {
+                answers[at] = answer;
+            }
+        }
+        Ok(answers)
+    }
+}
