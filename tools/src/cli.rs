@@ -4,6 +4,7 @@ mod eval;
 mod serve;
 mod train;
 
+use crate::bench::BenchCommand;
 use crate::catalogue::{Catalogue, require_empty};
 use crate::demo::DemoConfig;
 use crate::error::{Fault, fault};
@@ -75,6 +76,12 @@ enum Command {
         after_help = "Examples:\n  sidrec serve --run weights/demo/run --catalogue weights/demo/catalogue\n  sidrec serve --run run --catalogue catalogue --addr 0.0.0.0:8080 --token-file token --watch"
     )]
     Serve(Box<ServeArgs>),
+    /// What this machine reaches, measured against the plain way in the same run
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sidrec bench serve --run weights/demo/run --catalogue weights/demo/catalogue\n  sidrec bench serve --run run --catalogue catalogue --histories interactions.csv --json"
+    )]
+    Bench(BenchCommand),
     /// A trained model and its catalogue, small enough to hand on
     #[command(
         after_help = "Examples:\n  sidrec pack --run run --catalogue catalogue --out weights/shop\n  sidrec pack --run run --catalogue catalogue --out weights/shop --without-titles"
@@ -260,6 +267,7 @@ impl Cli {
             Command::Eval(args) => eval(&args),
             Command::Recommend(args) => recommend_all(&args),
             Command::Serve(args) => serve::serve(*args),
+            Command::Bench(command) => crate::bench::run(command),
             Command::Pack(args) => pack::pack(&args.run, &args.catalogue, &args.out, !args.without_titles),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
@@ -353,6 +361,7 @@ fn recommend_all(args: &RecommendArgs) -> Result<()> {
     let trained = args.run.load(&catalogue)?;
     let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
     let (k, beam) = (args.k as usize, args.run.beam as usize);
-    let rows = recommend::recommend(&trained.model, &catalogue, &histories, k, beam)?;
-    recommend::write(&args.out, &rows)
+    let interrupt = Interrupt::install()?;
+    let asked = recommend::Asked { k, beam, run: &args.run.run, guide: args.run.guide };
+    recommend::recommend_to(&args.out, &trained.model, &catalogue, &histories, &asked, &|| interrupt.signal())
 }

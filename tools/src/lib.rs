@@ -4,6 +4,7 @@
 //! (items with their IDs, checked as one), [`models`] (every trainable model by name), [`jobs`], [`report`] (tables
 //! and the page), [`serve`] (the retrieval server), [`cli`].
 
+mod bench;
 pub mod catalogue;
 pub mod cli;
 pub mod config;
