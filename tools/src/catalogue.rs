@@ -6,6 +6,7 @@ use crate::error::{bad_data, cannot_create};
 use crate::table::{ItemKeys, SidsMeta, write_half_vectors, write_sids, write_vectors};
 use anyhow::{Context, Result};
 use beam::{Trie, TrieDelta};
+use rayon::prelude::*;
 use rqvae::{Artefact, ArtefactWriter, ItemIdx, SidEncoder, SidTable, Vectors, file_digest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -255,7 +256,12 @@ impl Catalogue {
                 )));
             }
         }
-        let (keys, sids, trie) = read_index(&dir.join("index.safetensors"), manifest.integer_ids)?;
+        // Large catalogues: titles and index are read side by side.
+        let (index, cards) = rayon::join(
+            || read_index(&dir.join("index.safetensors"), manifest.integer_ids),
+            || read_cards(&dir.join("items.jsonl"), manifest.items),
+        );
+        let (keys, sids, trie) = index?;
         if sids.digest() != manifest.sids || sids.items() != manifest.items {
             return Err(bad_data(format!(
                 "{}: expected SID table {} of {} items, found {} of {}",
@@ -266,7 +272,7 @@ impl Catalogue {
                 sids.items()
             )));
         }
-        let cards = read_cards(&dir.join("items.jsonl"), sids.items())?;
+        let cards = cards?;
         let content = crate::table::read_vectors(&dir.join(VECTORS), &keys)?;
         let Manifest { lineage, removed, origin, .. } = manifest;
         let ascending = removed.windows(2).all(|w| w[0] < w[1]);
@@ -378,8 +384,9 @@ fn read_index(path: &Path, integer_ids: bool) -> Result<(ItemKeys, SidTable, Tri
 
 fn read_cards(path: &Path, items: usize) -> Result<Vec<ItemCard>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let cards: Vec<ItemCard> = text
-        .lines()
+    let lines: Vec<&str> = text.lines().collect();
+    let cards: Vec<ItemCard> = lines
+        .par_iter()
         .enumerate()
         .map(|(at, line)| {
             serde_json::from_str(line).map_err(|e| bad_data(format!("{} line {}: {e}", path.display(), at + 1)))

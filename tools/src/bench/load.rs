@@ -1,7 +1,6 @@
 //! An open-loop client: requests leave by the clock, whether or not earlier ones have been answered, so that waiting
 //! shows in the times. The time of a request runs from when it was due.
 
-use anyhow::Result;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
@@ -11,8 +10,8 @@ use hyper_util::rt::TokioExecutor;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 
 /// What came back.
 #[derive(Debug, Default, Clone)]
@@ -60,34 +59,44 @@ fn gather(answers: Vec<(Option<StatusCode>, Duration)>, took: Duration) -> Seen 
     seen
 }
 
-/// `rate` requests a second for `time`, bodies in turn.
-pub(super) async fn open_loop(address: SocketAddr, bodies: Arc<Vec<Bytes>>, rate: f64, time: Duration) -> Result<Seen> {
+/// `rate` requests a second for `time`, bodies in turn. The clock is that of this thread: the runtime's own ticks in
+/// milliseconds.
+pub(super) fn open_loop(
+    runtime: &Runtime,
+    address: SocketAddr,
+    bodies: &Arc<Vec<Bytes>>,
+    rate: f64,
+    time: Duration,
+) -> Seen {
+    let _inside = runtime.enter();
     let client = client();
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for at in 0..(rate * time.as_secs_f64()) as usize {
         let due = began + Duration::from_secs_f64(at as f64 / rate);
-        tokio::time::sleep_until(due).await;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let (client, body) = (client.clone(), bodies[at % bodies.len()].clone());
         tasks.spawn(async move { (ask(&client, address, body).await, due.elapsed()) });
     }
-    let answers = tasks.join_all().await;
-    Ok(gather(answers, began.elapsed()))
+    let answers = runtime.block_on(tasks.join_all());
+    gather(answers, began.elapsed())
 }
 
 /// `lanes` clients that ask again as soon as they are answered, for `time`: what the server can take.
-pub(super) async fn closed_loop(
+pub(super) fn closed_loop(
+    runtime: &Runtime,
     address: SocketAddr,
-    bodies: Arc<Vec<Bytes>>,
+    bodies: &Arc<Vec<Bytes>>,
     lanes: usize,
     time: Duration,
-) -> Result<Seen> {
+) -> Seen {
+    let _inside = runtime.enter();
     let client = client();
     let began = Instant::now();
     let turn = Arc::new(AtomicUsize::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..lanes {
-        let (client, bodies, turn) = (client.clone(), Arc::clone(&bodies), Arc::clone(&turn));
+        let (client, bodies, turn) = (client.clone(), Arc::clone(bodies), Arc::clone(&turn));
         tasks.spawn(async move {
             let mut answers = Vec::new();
             while began.elapsed() < time {
@@ -98,6 +107,6 @@ pub(super) async fn closed_loop(
             answers
         });
     }
-    let answers = tasks.join_all().await.concat();
-    Ok(gather(answers, began.elapsed()))
+    let answers = runtime.block_on(tasks.join_all()).concat();
+    gather(answers, began.elapsed())
 }

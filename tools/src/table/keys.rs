@@ -1,15 +1,35 @@
 //! External item ids, kept exactly as they came in.
 
 use crate::error::bad_data;
+use rayon::prelude::*;
 use rqvae::ItemIdx;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// What is looked up is a digest already.
+#[derive(Debug, Clone, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, digest: u64) {
+        self.0 = digest;
+    }
+}
 
 /// External ids of a catalogue, `ItemIdx(i)` being the i-th; they are names and nothing else.
 #[derive(Debug, Clone, Default)]
 pub struct ItemKeys {
     keys: Vec<String>,
     hashes: Vec<u64>,
-    by_hash: HashMap<u64, ItemIdx>,
+    by_hash: HashMap<u64, ItemIdx, BuildHasherDefault<Hashed>>,
     /// Whether every id is a whole number of 64 bits, so that tables may store it as one.
     pub integer: bool,
 }
@@ -23,8 +43,8 @@ impl ItemKeys {
         if u32::try_from(keys.len()).is_err() {
             return Err(bad_data(format!("{} items; at most {} are supported", keys.len(), u32::MAX)));
         }
-        let hashes: Vec<u64> = keys.iter().map(|key| tie_hash(key)).collect();
-        let mut by_hash = HashMap::with_capacity(keys.len());
+        let hashes: Vec<u64> = keys.par_iter().map(|key| tie_hash(key)).collect();
+        let mut by_hash = HashMap::with_capacity_and_hasher(keys.len(), BuildHasherDefault::default());
         for (row, &hash) in hashes.iter().enumerate() {
             if let Some(ItemIdx(other)) = by_hash.insert(hash, ItemIdx(row as u32)) {
                 return Err(bad_data(format!(

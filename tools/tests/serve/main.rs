@@ -7,6 +7,7 @@ mod client;
 mod conformance;
 mod faults;
 mod fresh;
+mod long;
 mod malformed;
 mod overload;
 mod process;

@@ -15,7 +15,7 @@ fn command(name: &str, args: &[&str]) -> Command {
 }
 
 /// Starts it and reads its address.
-fn start(mut command: Command) -> (Child, std::net::SocketAddr) {
+pub(crate) fn start(mut command: Command) -> (Child, std::net::SocketAddr) {
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let address = lines.by_ref().find_map(|line| {
@@ -27,7 +27,7 @@ fn start(mut command: Command) -> (Child, std::net::SocketAddr) {
     (child, address.unwrap())
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
