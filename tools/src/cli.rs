@@ -1,5 +1,6 @@
 //! What is typed becomes what is meant; one function per command.
 
+mod cold_start;
 mod eval;
 mod serve;
 mod train;
@@ -19,6 +20,7 @@ use crate::table::{
 };
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use cold_start::ColdStartArgs;
 use eval::{EvalArgs, eval};
 use serve::ServeArgs;
 use std::io::Write;
@@ -66,6 +68,11 @@ enum Command {
         after_help = "Examples:\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv --seen include --ties shuffle:1 --report report.json"
     )]
     Eval(EvalArgs),
+    /// What is recommended of items that training has never seen, by published protocols
+    #[command(
+        after_help = "Examples:\n  sidrec cold-start --items items.jsonl --interactions interactions.csv --protocol tiger --out cold\n  sidrec cold-start --items items.jsonl --interactions interactions.csv --protocol time --share 0.2 --preset quick --out cold-time"
+    )]
+    ColdStart(Box<ColdStartArgs>),
     /// Recommend to all users of a file
     #[command(
         after_help = "Examples:\n  sidrec recommend --run run --catalogue catalogue --histories interactions.csv --k 10 --out out.parquet\n  sidrec recommend --run run --catalogue catalogue --histories histories.jsonl --out out.csv --beam 100"
@@ -265,6 +272,7 @@ impl Cli {
             Command::Sids(command) => crate::sids::run(command),
             Command::Train(args) => train_model(&args),
             Command::Eval(args) => eval(&args),
+            Command::ColdStart(args) => cold_start::cold_start(&args),
             Command::Recommend(args) => recommend_all(&args),
             Command::Serve(args) => serve::serve(*args),
             Command::Bench(command) => crate::bench::run(command),

@@ -7,6 +7,7 @@
 mod bench;
 pub mod catalogue;
 pub mod cli;
+pub mod cold;
 pub mod config;
 pub mod demo;
 pub mod error;

@@ -155,6 +155,11 @@ impl ModelConfig {
         }
     }
 
+    /// Whether it has a dense head that guides its search.
+    pub fn guides(&self) -> bool {
+        matches!(self, Self::Rqt(config) if config.guide > 0.0)
+    }
+
     /// Newest items of a history that the model reads.
     pub fn history_cap(&self) -> usize {
         match self {

@@ -74,7 +74,11 @@ fn every_command_has_help_with_two_examples() {
         "sids remove",
         "train",
         "eval",
+        "cold-start",
         "recommend",
+        "serve",
+        "bench serve",
+        "pack",
         "completions",
     ] {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
@@ -313,4 +317,37 @@ fn items_are_added_and_removed_beside_a_trained_model() {
     assert_eq!((report["removed"].as_u64(), report["collisions"]["policy"].as_str()), (Some(10), Some("min-cost")));
     shop.fails(&["sids", "add", "c", "--items", "new.jsonl"], 73, &["c-v2"]);
     shop.fails(&["sids", "remove", "c", "--items", "new.jsonl", "--out", "x"], 65, &["20 items"]);
+}
+
+#[test]
+fn cold_start_by_every_protocol_of_a_kind() {
+    let shop = Shop::new();
+    let run = |protocol: &'static str, out: &'static str| {
+        let base = ["cold-start", "--items", "shop/items.jsonl", "--interactions", "shop/interactions.csv"];
+        let more = ["--encoder", "hashed", "--preset", "quick", "--protocol", protocol, "--out", out];
+        base.iter().chain(&more).copied().collect::<Vec<_>>()
+    };
+    shop.ok(&run("tiger", "cold"));
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(shop.path("cold/report.json")).unwrap()).unwrap();
+    assert!(report["held_out_items"].as_u64().unwrap() > 5 && report["removed_interactions"].as_u64().unwrap() > 0);
+    assert!(report["users_with_unseen_target"].as_u64().unwrap() > 0);
+    let rows = report["rows"].as_array().unwrap();
+    let row = |method: &str, epsilon: Option<f64>, k: u64| {
+        let found = rows
+            .iter()
+            .find(|row| row["method"] == method && row["epsilon"] == serde_json::json!(epsilon) && row["k"] == k);
+        found.unwrap_or_else(|| panic!("no row {method} {epsilon:?} {k}")).clone()
+    };
+    for (method, epsilon) in [("popular", None), ("content-knn", None), ("rqt, 3-code match", Some(0.1))] {
+        let row = row(method, epsilon, 10);
+        for key in ["recall_unseen", "ndcg_unseen", "recall_all", "ndcg_all", "recall_warm", "unseen_share"] {
+            assert!((0.0..=1.0).contains(&row[key].as_f64().unwrap()), "{method} {key}");
+        }
+    }
+    // What is never counted is never popular, and a share of zero shows nothing unseen.
+    assert_eq!(row("popular", None, 50)["unseen_share"], 0.0);
+    assert_eq!(row("rqt + content-knn, slots", Some(0.0), 10)["recall_unseen"], 0.0);
+    assert_eq!(row("rqt + content-knn, slots", Some(0.3), 10)["unseen_share"], 0.3);
+    shop.fails(&run("tiger", "cold"), 73, &["cold", "not empty"]);
+    shop.fails(&[run("time", "x"), vec!["--share", "2"]].concat(), 2, &["--share 2"]);
 }

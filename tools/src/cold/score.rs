@@ -1,0 +1,110 @@
+//! Counting: recall and gain for unseen and for warm targets, and by how often training has seen a target.
+
+use crate::report::ColdStartRow;
+use rqvae::ItemIdx;
+use seqmodel::data::Case;
+use seqmodel::{Ranks, Scored};
+use serde::Serialize;
+
+/// Recall at ten of targets that training has seen so often.
+#[derive(Debug, Clone, Serialize)]
+pub struct RampRow {
+    /// Name of the method.
+    pub method: String,
+    /// Share of the list for unseen items, where the method has one.
+    pub epsilon: Option<f64>,
+    /// Occurrences in training, such as `3-5`.
+    pub seen: String,
+    /// Users with such a target.
+    pub users: usize,
+    /// Recall over them.
+    pub recall: f64,
+}
+
+/// Lowest counts of the steps of the ramp.
+const STEPS: [u32; 7] = [0, 1, 3, 6, 11, 21, 51];
+
+fn ranks<'a>(cases: &'a [Case], lists: &'a [Vec<Scored>], keep: impl Fn(&Case) -> bool + 'a) -> Ranks {
+    let rank = |(case, list): (&Case, &Vec<Scored>)| {
+        list.iter().position(|scored| scored.item == case.target).map(|at| at as u32 + 1)
+    };
+    Ranks(cases.iter().zip(lists).filter(|(case, _)| keep(case)).map(rank).collect())
+}
+
+/// The row of a method, and the half-width of its recall over unseen targets.
+pub(super) fn row(
+    method: &str,
+    epsilon: Option<f64>,
+    k: usize,
+    cases: &[Case],
+    lists: &[Vec<Scored>],
+    unseen: &dyn Fn(ItemIdx) -> bool,
+) -> (ColdStartRow, f64) {
+    let cold = ranks(cases, lists, |case| unseen(case.target));
+    let warm = ranks(cases, lists, |case| !unseen(case.target));
+    let all = ranks(cases, lists, |_| true);
+    let shown = lists.iter().flatten().count();
+    let shown_unseen = lists.iter().flatten().filter(|scored| unseen(scored.item)).count();
+    let k32 = k as u32;
+    let row = ColdStartRow {
+        method: method.to_string(),
+        epsilon,
+        k,
+        recall_unseen: cold.recall_at(k32),
+        ndcg_unseen: cold.ndcg_at(k32),
+        recall_all: all.recall_at(k32),
+        ndcg_all: all.ndcg_at(k32),
+        recall_warm: warm.recall_at(k32),
+        unseen_share: shown_unseen as f64 / shown.max(1) as f64,
+    };
+    // The half-width of a share, by the normal approximation: the bootstrap of the metrics stops at ten.
+    let (p, n) = (row.recall_unseen, cold.0.len().max(1) as f64);
+    (row, 1.96 * (p * (1.0 - p) / n).sqrt())
+}
+
+/// Recall at ten by how often training has seen the target.
+pub(super) fn ramp(
+    method: &str,
+    epsilon: Option<f64>,
+    cases: &[Case],
+    lists: &[Vec<Scored>],
+    counts: &[u32],
+) -> Vec<RampRow> {
+    let step = |at: usize| {
+        let (low, high) = (STEPS[at], STEPS.get(at + 1).map(|next| next - 1));
+        let within = |case: &Case| {
+            let count = counts[case.target.0 as usize];
+            count >= low && high.is_none_or(|high| count <= high)
+        };
+        let ranks = ranks(cases, lists, within);
+        let seen = match high {
+            Some(high) if high == low => low.to_string(),
+            Some(high) => format!("{low}-{high}"),
+            None => format!("{low}+"),
+        };
+        RampRow { method: method.to_string(), epsilon, seen, users: ranks.0.len(), recall: ranks.recall_at(10) }
+    };
+    (0..STEPS.len()).map(step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_ramps_by_hand() {
+        let list = |items: &[u32]| items.iter().map(|i| Scored { item: ItemIdx(*i), score: 0.0 }).collect::<Vec<_>>();
+        let case = |target| Case { user: 0, history: &[], target: ItemIdx(target) };
+        let cases = [case(5), case(6), case(0), case(1)];
+        let lists = [list(&[5, 0]), list(&[0, 1]), list(&[1, 0]), list(&[2, 3])];
+        let unseen = |item: ItemIdx| item.0 >= 5;
+        let (row, width) = row("m", None, 2, &cases, &lists, &unseen);
+        assert!((row.recall_unseen - 0.5).abs() < 1e-12 && (row.recall_warm - 0.5).abs() < 1e-12);
+        assert!((row.recall_all - 0.5).abs() < 1e-12 && (row.unseen_share - 0.125).abs() < 1e-12);
+        assert!((width - 1.96 * 0.125f64.sqrt()).abs() < 1e-12);
+        let ramp = ramp("m", None, &cases, &lists, &[1, 60, 0, 0, 0, 0, 0]);
+        assert_eq!((ramp[0].users, ramp[1].users, ramp[6].users), (2, 1, 1));
+        assert_eq!((ramp[1].seen.as_str(), ramp[6].seen.as_str()), ("1-2", "51+"));
+        assert!((ramp[1].recall - 1.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,97 @@
+//! Warm and unseen items in one list.
+
+use beam::{Hypothesis, Trie};
+use rqvae::ItemIdx;
+use seqmodel::Scored;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Lists of warm items with `ceil(epsilon * k)` places at the end for unseen ones; shorter where there are none.
+pub(super) fn with_slots(warm: &[Scored], unseen: &[Scored], epsilon: f64, k: usize) -> Vec<Scored> {
+    let slots = ((epsilon * k as f64).ceil() as usize).min(unseen.len());
+    warm.iter().take(k - slots).chain(unseen.iter().take(slots)).copied().collect()
+}
+
+/// Unseen items that share their first `codes` codes with a generated ID, in the order in which the IDs were generated;
+/// under one prefix by `tie_hash` (TIGER's rule, section 4.3, with 3 codes of 4).
+pub(super) fn matched(
+    generated: &[Hypothesis],
+    codes: usize,
+    trie: &Trie,
+    unseen: &dyn Fn(ItemIdx) -> bool,
+    tie_hash: &[u64],
+    most: usize,
+) -> Vec<Scored> {
+    let (mut found, mut prefixes) = (Vec::new(), BTreeSet::new());
+    for hypothesis in generated {
+        let prefix = hypothesis.sid.prefix(codes);
+        if !prefixes.insert(prefix) {
+            continue;
+        }
+        let Some(node) = trie.find(prefix.codes()) else { continue };
+        let mut items: Vec<ItemIdx> =
+            trie.items_below(codes, node).iter().copied().filter(|item| unseen(*item)).collect();
+        items.sort_by_key(|item| tie_hash[item.0 as usize]);
+        found.extend(items.into_iter().map(|item| Scored { item, score: hypothesis.log_prob }));
+        if found.len() >= most {
+            break;
+        }
+    }
+    found.truncate(most);
+    found
+}
+
+/// Two rankings as one, by the sum of reciprocal ranks (Cormack et al. 2009, constant 60); ties by item hash.
+pub(super) fn fused(a: &[Scored], b: &[Scored], tie_hash: &[u64]) -> Vec<Scored> {
+    let mut scores: BTreeMap<ItemIdx, f32> = BTreeMap::new();
+    for list in [a, b] {
+        for (rank, scored) in list.iter().enumerate() {
+            *scores.entry(scored.item).or_default() += 1.0 / (61 + rank) as f32;
+        }
+    }
+    let mut list: Vec<Scored> = scores.into_iter().map(|(item, score)| Scored { item, score }).collect();
+    list.sort_by(|a, b| {
+        b.score.total_cmp(&a.score).then(tie_hash[a.item.0 as usize].cmp(&tie_hash[b.item.0 as usize]))
+    });
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rqvae::{SemanticId, SidSpec, SidTable};
+
+    fn list(items: &[u32]) -> Vec<Scored> {
+        items.iter().map(|item| Scored { item: ItemIdx(*item), score: 0.0 }).collect()
+    }
+
+    fn ids(list: &[Scored]) -> Vec<u32> {
+        list.iter().map(|scored| scored.item.0).collect()
+    }
+
+    #[test]
+    fn slots_are_the_last_places_rounded_up() {
+        let (warm, unseen) = (list(&[0, 1, 2, 3, 4]), list(&[9, 8]));
+        assert_eq!(ids(&with_slots(&warm, &unseen, 0.1, 5)), [0, 1, 2, 3, 9]);
+        assert_eq!(ids(&with_slots(&warm, &unseen, 0.3, 5)), [0, 1, 2, 9, 8]);
+        assert_eq!(ids(&with_slots(&warm, &unseen, 0.0, 5)), [0, 1, 2, 3, 4]);
+        assert_eq!(ids(&with_slots(&warm, &[], 0.3, 5)), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn unseen_items_join_under_the_prefix_of_a_generated_id() {
+        let spec = SidSpec { codebook_sizes: vec![4, 4], suffix_size: Some(4) };
+        let codes = vec![0, 1, 0, 0, 1, 1, 0, 2, 0, 3, 3, 0];
+        let trie = Trie::build(&SidTable::new(spec, codes).unwrap()).unwrap();
+        let generated = [Hypothesis { sid: SemanticId::new(&[0, 1, 0]).unwrap(), item: ItemIdx(0), log_prob: -1.0 }];
+        let unseen = |item: ItemIdx| item.0 != 0;
+        let found = |codes| ids(&matched(&generated, codes, &trie, &unseen, &[5, 4, 3, 2], 9));
+        assert_eq!(found(3), [0u32; 0]);
+        assert_eq!(found(2), [1]);
+        assert_eq!(found(1), [2, 1]);
+    }
+
+    #[test]
+    fn what_both_rank_high_comes_first() {
+        assert_eq!(ids(&fused(&list(&[1, 2, 3]), &list(&[3, 2, 7]), &[0; 8]))[..2], [3, 2]);
+    }
+}
