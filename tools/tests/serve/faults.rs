@@ -58,3 +58,23 @@ fn a_stopping_server_is_not_ready_and_finishes_what_it_took() {
     });
     assert_eq!(server.ended(), Ended::Stopped);
 }
+
+/// M2: observing does not grow memory.
+#[test]
+fn metrics_take_no_memory_by_counting() {
+    let metrics = tools::serve::metrics::Metrics::default();
+    let observe = |count: u32| {
+        for at in 0..count {
+            metrics.duration.observe(f64::from(at % 1000) / 1e3);
+            metrics.batch.observe(f64::from(at % 16));
+        }
+    };
+    observe(10_000);
+    let (before, lines) = (metrics.text(0).unwrap().len(), tools::serve::metrics::resident_bytes());
+    observe(10_000_000);
+    let after = metrics.text(0).unwrap().len();
+    assert!(after < before + 200, "{before} -> {after}");
+    if let (Some(before), Some(after)) = (lines, tools::serve::metrics::resident_bytes()) {
+        assert!(after < before + (64 << 20), "{before} -> {after}");
+    }
+}

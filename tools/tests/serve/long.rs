@@ -124,6 +124,32 @@ fn soak() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// H4: memory after many swaps is that of one version.
+#[test]
+#[ignore = "measures memory, which other tests in the same process would change"]
+fn memory_after_swaps() {
+    let source = LAB.source("a");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidrec"));
+    command.arg("serve").arg("--run").arg(source.run).arg("--catalogue").arg(source.catalogue);
+    command.args(["--addr", "127.0.0.1:0"]).env("SIDREC_LOG", "error").stderr(Stdio::piped());
+    let (mut child, address) = start(command);
+    let mut client = Client::new(address);
+    let key = LAB.catalogue().keys.key(ItemIdx(0)).to_string();
+    let mut swaps = |count: usize| {
+        for _ in 0..count {
+            assert_eq!(client.post("/v1/admin/reload", &json!({})).status, 200);
+            assert_eq!(client.post("/v1/recommend", &entry(&[&key])).status, 200);
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        sample(child.id()).0 / 1024.0
+    };
+    let (one, few, many) = (swaps(0), swaps(20), swaps(200));
+    eprintln!("memory {one:.1} MiB with one version, {few:.1} after 20 swaps, {many:.1} after 200 more");
+    assert!(many < 1.1 * few + 2.0);
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
 /// H7: a builder replaces the pointer file while the server follows it; old folders go once nobody reads them.
 #[test]
 #[ignore = "takes as long as it is told to"]
