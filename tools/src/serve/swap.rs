@@ -5,7 +5,7 @@
 //! server is applied again to whatever is loaded later.
 
 use super::metrics::Metrics;
-use super::version::{Source, Version};
+use super::version::{Source, Version, available_bytes};
 use crate::error::bad_data;
 use crate::jobs::change_sids::Changed;
 use crate::table::{ItemKeys, Items};
@@ -74,6 +74,7 @@ impl Versions {
                 catalogue: catalogue.unwrap_or_else(|| source.catalogue.clone()),
                 guide: source.guide,
             };
+            source.check_room(available_bytes())?;
             let mut next = Version::load(&source)?;
             for change in &workshop.changes {
                 let changed = match change {

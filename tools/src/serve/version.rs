@@ -44,6 +44,41 @@ impl Source {
         Ok(self.catalogue.join(name))
     }
 
+    /// Bytes of the files that a version is made of.
+    fn bytes(&self) -> Result<u64> {
+        let mut folders = vec![self.catalogue_now()?];
+        let checkpoints = CheckpointDir::open(&self.run);
+        if let Some(best) = checkpoints.best()?.or(checkpoints.latest()?) {
+            folders.extend(best.file("model.safetensors").parent().map(Path::to_path_buf));
+        }
+        let mut bytes = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+                let entry = entry?;
+                let meta = entry.metadata()?;
+                if meta.is_dir() { folders.push(entry.path()) } else { bytes += meta.len() }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Refuses to load a version beside the one that serves where the system says that there is no room for it.
+    ///
+    /// # Errors
+    /// Twice its files, what reading and packing them takes at most, is more than the memory that is available.
+    pub fn check_room(&self, available: Option<u64>) -> Result<()> {
+        let need = 2 * self.bytes()?;
+        match available {
+            Some(available) if need > available => {
+                let (need, available) = (need >> 20, available >> 20);
+                Err(bad_data(format!(
+                    "two versions do not fit: the next one takes up to {need} MiB, {available} MiB of memory are free"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Changes when there is something new to load: names and times of the files that say what is current.
     pub fn fingerprint(&self) -> Result<Vec<(PathBuf, Option<SystemTime>, u64)>> {
         let files = [self.catalogue_now()?.join("manifest.json"), self.run.join("best"), self.run.join("latest")];
@@ -78,6 +113,13 @@ pub struct Version {
     pub counts: Option<TrainCounts>,
     /// Kept to answer from the next version of the catalogue; `None` for engines that are no model.
     network: Option<Arc<Model>>,
+}
+
+/// Memory that programs may still take, where the system tells.
+pub fn available_bytes() -> Option<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
 /// Popular items kept for empty histories: more than any list with any exclusions needs in practice.

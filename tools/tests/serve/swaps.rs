@@ -103,6 +103,14 @@ fn what_does_not_fit_is_refused_and_the_old_version_serves_on() {
 }
 
 #[test]
+fn two_versions_that_do_not_fit_are_refused() {
+    let source = LAB.source("a");
+    assert!(source.check_room(None).is_ok() && source.check_room(Some(1 << 40)).is_ok());
+    let message = source.check_room(Some(100_000)).unwrap_err().to_string();
+    assert!(message.contains("do not fit"), "{message}");
+}
+
+#[test]
 fn a_storm_of_reloads_is_one_load_at_a_time() {
     let server = Running::model(&LAB.source("a"));
     let codes: Vec<u16> = std::thread::scope(|scope| {
@@ -115,4 +123,24 @@ fn a_storm_of_reloads_is_one_load_at_a_time() {
     let key = LAB.catalogue().keys.key(rqvae::ItemIdx(0)).to_string();
     assert_eq!(server.client().post("/v1/recommend", &entry(&[&key])).status, 200);
     server.stop();
+}
+
+/// F6: any one byte of an index that has changed is noticed.
+#[test]
+fn every_flipped_byte_of_an_index_is_refused() {
+    use rand::{Rng, SeedableRng};
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("catalogue");
+    copy(&LAB.source("a").catalogue, &broken);
+    let path = broken.join("index.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    assert!(tools::catalogue::Catalogue::open(&broken).is_ok());
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+    for _ in 0..2000 {
+        let mut bytes = whole.clone();
+        let at = rng.random_range(0..bytes.len());
+        bytes[at] ^= 1 << rng.random_range(0..8);
+        std::fs::write(&path, bytes).unwrap();
+        assert!(tools::catalogue::Catalogue::open(&broken).is_err(), "byte {at}");
+    }
 }
