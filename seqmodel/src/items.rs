@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use rqvae::{ItemIdx, SidSpec, SidTable, Vectors};
 use std::sync::Arc;
 
@@ -60,16 +61,20 @@ impl ItemFeatures {
         self.sids.codes(item)
     }
 
-    /// Content of `items`, zeros for `None`: -> (items, `content_dim`).
+    /// Content of `items`, zeros for `None`, every vector scaled to a root mean square of 1 so that models learn at the
+    /// same pace from any encoder: -> (items, `content_dim`).
     pub fn content(&self, items: &[Option<ItemIdx>]) -> Result<Tensor> {
         let dim = self.content_dim();
         let mut data = vec![0.0; items.len() * dim];
         if let Some(content) = &self.content {
-            for (row, item) in data.chunks_exact_mut(dim).zip(items) {
+            data.par_chunks_mut(dim.max(1)).zip(items).with_min_len(64).for_each(|(row, item)| {
                 if let Some(item) = item {
-                    row.copy_from_slice(content.row(item.0 as usize));
+                    let vector = content.row(item.0 as usize);
+                    let square = vector.iter().map(|x| x * x).sum::<f32>() / dim as f32;
+                    let scale = if square > 0.0 { square.sqrt().recip() } else { 0.0 };
+                    row.iter_mut().zip(vector).for_each(|(out, x)| *out = x * scale);
                 }
-            }
+            });
         }
         Ok(Tensor::from_vec(data, (items.len(), dim), &Device::Cpu)?)
     }

@@ -99,8 +99,12 @@ fn gradients_reach_every_parameter() {
     every_parameter_learns(&RqtObjective { model: &model, windows: &windows }, &params);
     let (model, params) = tiger(1);
     every_parameter_learns(&TigerObjective { model: &model, samples: &samples }, &params);
-    for loss in [SasRecLoss::CrossEntropy, SasRecLoss::Bce { negatives: 3 }, SasRecLoss::Gbce { negatives: 3, t: 0.7 }]
-    {
+    for loss in [
+        SasRecLoss::CrossEntropy,
+        SasRecLoss::SampledSoftmax { negatives: 9 },
+        SasRecLoss::Bce { negatives: 3 },
+        SasRecLoss::Gbce { negatives: 3, t: 0.7 },
+    ] {
         let params = Parameters::new(1);
         let config = SasRecConfig { dim: 16, loss, ..SasRecConfig::default() };
         let model = SasRec::new(&config, ITEMS as usize, &params.builder()).unwrap();
@@ -259,7 +263,7 @@ fn sampled_negatives_stand_for_all_items() {
     let keys = StepKeys::new(&SeededRng::new(0), 0);
     let all: Vec<u32> = (0..windows.len() as u32).collect();
     let grads = objective.loss(&all, Mode::Train(&keys)).unwrap().backward().unwrap();
-    for name in ["dense.weight", "codes", "items"] {
+    for name in ["content.weight", "codes", "items"] {
         let size =
             grads.get(&params.all()[name]).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(size > 0.0, "{name}");

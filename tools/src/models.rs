@@ -4,7 +4,7 @@ use anyhow::Result;
 use beam::Trie;
 use rqvae::Decay;
 use seqmodel::data::{Window, windows};
-use seqmodel::dense::{SasRec, SasRecConfig, SasRecRetriever};
+use seqmodel::dense::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever};
 use seqmodel::nn::Parameters;
 use seqmodel::retrieve::Retriever;
 use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
@@ -39,16 +39,33 @@ pub struct RunConfig {
 /// Names that `--model` takes.
 pub const MODELS: [&str; 3] = ["rqt", "tiger", "sasrec"];
 
-/// What the presets of `rqt` share: item embeddings that are dropped at random, codes that compete among valid
+/// What the presets of `rqt` share: item embeddings beside codes and content, codes that compete among valid
 /// continuations, and a dense head that guides the search.
 fn guided() -> RqtConfig {
     RqtConfig {
+        dim: 64,
+        heads: 2,
+        hidden: 256,
+        dropout: 0.5,
         item_embedding: true,
-        item_dropout: 0.3,
+        item_dropout: 0.0,
         valid_only: true,
         dense_weight: 1.0,
+        dense_negatives: 2048,
         guide: 0.9,
         ..RqtConfig::default()
+    }
+}
+
+/// What the presets of `rqt` and `sasrec` share: many small steps at one learning rate. With 256 windows a batch and a
+/// rate that fell to nothing the same models stopped half-trained.
+fn steady() -> TrainConfig {
+    TrainConfig {
+        batch_size: 128,
+        decay: Decay::Constant,
+        weight_decay: 0.0,
+        eval_users: 5000,
+        ..TrainConfig::default()
     }
 }
 
@@ -62,7 +79,7 @@ impl RunConfig {
         let config = match (model, preset) {
             ("rqt", "default") => Self {
                 model: ModelConfig::Rqt(guided()),
-                train: TrainConfig { max_epochs: 20, eval_every: 2, eval_users: 5000, ..train },
+                train: TrainConfig { max_epochs: 40, eval_every: 4, patience: 2, ..steady() },
             },
             ("rqt", "demo") => Self {
                 model: ModelConfig::Rqt(guided()),
@@ -80,7 +97,7 @@ impl RunConfig {
                 train: TrainConfig { batch_size: 128, learning_rate: 2e-3, max_epochs: 40, eval_users: 2000, ..train },
             },
             ("rqt", "quick") => Self {
-                model: ModelConfig::Rqt(RqtConfig { dim: 64, head_dim: 16, hidden: 256, ..guided() }),
+                model: ModelConfig::Rqt(RqtConfig { head_dim: 16, dropout: 0.3, ..guided() }),
                 train: TrainConfig {
                     learning_rate: 3e-3,
                     warmup_steps: 5,
@@ -111,8 +128,12 @@ impl RunConfig {
                 train: TrainConfig { max_epochs: 2, eval_every: 1, eval_users: 500, ..train },
             },
             ("sasrec", "default") => Self {
-                model: ModelConfig::Sasrec(SasRecConfig::default()),
-                train: TrainConfig { max_epochs: 30, patience: 4, ..train },
+                model: ModelConfig::Sasrec(SasRecConfig {
+                    dropout: 0.5,
+                    loss: SasRecLoss::SampledSoftmax { negatives: 2048 },
+                    ..SasRecConfig::default()
+                }),
+                train: TrainConfig { max_epochs: 32, eval_every: 4, patience: 3, ..steady() },
             },
             ("sasrec", "quick") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }),

@@ -2,8 +2,10 @@
 
 mod batch;
 mod history;
+mod negatives;
 mod split;
 
 pub use batch::{Batches, Window, windows};
 pub use history::Histories;
+pub use negatives::{ItemFrequency, Negatives};
 pub use split::{Case, LeaveOneOut, Split};

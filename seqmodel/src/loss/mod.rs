@@ -1,5 +1,7 @@
 //! Losses, each one scalar out of logits and targets.
 
 mod cross_entropy;
+mod sampled_softmax;
 
 pub use cross_entropy::cross_entropy;
+pub use sampled_softmax::{LogQ, sampled_softmax};

@@ -42,6 +42,8 @@ pub struct RqtConfig {
     /// Weight of the dense loss: cross-entropy of the next item among all items, scored by inner products of the
     /// position's state with the items' input vectors. 0: no dense head.
     pub dense_weight: f32,
+    /// Dropout of the states and of the items' vectors in the dense loss.
+    pub dense_dropout: f32,
     /// Catalogues of more items than this are not scored whole by the dense loss, but against so many uniform draws per
     /// step, weighted to stand for all.
     pub dense_negatives: usize,
@@ -68,6 +70,7 @@ impl Default for RqtConfig {
             item_dropout: 0.2,
             valid_only: false,
             dense_weight: 0.0,
+            dense_dropout: 0.0,
             dense_negatives: 32_768,
             guide: 0.0,
         }
@@ -93,9 +96,12 @@ impl RqtConfig {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: format!("1 to {most}") });
             }
         }
-        for (field, got) in
-            [("dropout", self.dropout), ("item_dropout", self.item_dropout), ("label_smoothing", self.label_smoothing)]
-        {
+        for (field, got) in [
+            ("dropout", self.dropout),
+            ("item_dropout", self.item_dropout),
+            ("dense_dropout", self.dense_dropout),
+            ("label_smoothing", self.label_smoothing),
+        ] {
             if !(0.0..1.0).contains(&got) {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 to below 1".into() });
             }

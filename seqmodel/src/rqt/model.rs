@@ -1,9 +1,9 @@
 //! The two transformers joined, and the teacher-forced loss.
 
 use super::RqtConfig;
-use crate::data::Window;
+use crate::data::{Negatives, Window};
 use crate::items::ItemFeatures;
-use crate::loss::cross_entropy;
+use crate::loss::{LogQ, cross_entropy, sampled_softmax};
 use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
 use crate::{Error, Result};
 use beam::Trie;
@@ -44,7 +44,6 @@ pub struct Rqt {
     decoder: Vec<Block>,
     decoder_norm: RmsNorm,
     heads: Vec<Tensor>,
-    dense: Option<Linear>,
     /// The IDs that codes compete within, where they do.
     valid: Option<Arc<Trie>>,
 }
@@ -107,11 +106,6 @@ impl Rqt {
             decoder: blocks("decoder", config.decoder_layers, config.look_back > 1)?,
             decoder_norm: RmsNorm::new(dim, &vb.pp("decoder_norm"))?,
             heads,
-            dense: if config.dense_weight > 0.0 {
-                Some(Linear::new(dim, dim, (dim as f64).powf(-0.5), &vb.pp("dense"))?)
-            } else {
-                None
-            },
             valid: if config.valid_only { Some(Arc::new(Trie::build(features.sids())?)) } else { None },
             config: config.clone(),
             features,
@@ -147,7 +141,9 @@ impl Rqt {
         &self.level_starts
     }
 
-    /// Input vectors of items: codes, content and embedding, summed and normalised -> (items, dim).
+    /// Vectors of items: codes, content and embedding, summed -> (items, dim).
+    ///
+    /// The history reads them, and the dense head scores against them.
     fn represent(&self, items: &[Option<ItemIdx>], mode: Mode) -> Result<Tensor> {
         let levels = self.levels();
         let mut ids = Vec::with_capacity(items.len() * levels);
@@ -168,10 +164,10 @@ impl Rqt {
         if let Some(table) = &self.items {
             x = (x + embedding_sum(table, self.item_rows(items, mode), 1)?)?;
         }
-        Ok(self.input_norm.forward(&x)?)
+        Ok(x)
     }
 
-    /// Input vectors of the whole catalogue, which the dense head scores against -> (items, dim).
+    /// Vectors of the whole catalogue -> (items, dim).
     fn catalogue(&self, mode: Mode) -> Result<Tensor> {
         let all: Vec<_> = (0..self.features.len() as u32).map(|item| Some(ItemIdx(item))).collect();
         self.represent(&all, mode)
@@ -180,28 +176,18 @@ impl Rqt {
     /// What the dense head scores against, computed once for many requests; `None` without a dense head:
     /// -> (items, dim).
     pub fn dense_table(&self) -> Result<Option<Tensor>> {
-        self.dense.as_ref().map(|_| self.catalogue(Mode::Eval)).transpose()
+        Ok(if self.config.dense_weight > 0.0 { Some(self.catalogue(Mode::Eval)?) } else { None })
     }
 
     /// Logits of all items from states of [`Rqt::encode`] and the table of [`Rqt::dense_table`]:
     /// (batch, dim), (items, dim) -> (batch, items).
-    ///
-    /// # Errors
-    /// The model has no dense head.
     pub fn dense_scores(&self, states: &Tensor, table: &Tensor) -> Result<Tensor> {
-        let Some(dense) = &self.dense else {
-            return Err(Error::Mismatch {
-                what: "dense head".into(),
-                expected: "a model trained with dense_weight above 0".into(),
-                found: "none".into(),
-            });
-        };
-        Ok((project(&dense.forward(states)?, table)? * (self.config.dim as f64).powf(-0.5))?)
+        Ok(project(states, table)?)
     }
 
     /// Padded histories, `seq` items each -> (batch, seq, dim); position `t` has seen the items up to `t`.
     fn history(&self, items: &[Option<ItemIdx>], seq: usize, mode: Mode) -> Result<Tensor> {
-        let x = self.represent(items, mode)?.reshape(((), seq, self.config.dim))?;
+        let x = self.input_norm.forward(&self.represent(items, mode)?)?.reshape(((), seq, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.bias.forward(seq, seq)?;
         for block in &self.blocks {
@@ -286,45 +272,36 @@ impl Rqt {
 
     /// Cross-entropy of the targets among all items by the dense head, where there is one.
     fn dense_loss(&self, states: &Tensor, targets: &[ItemIdx], mode: Mode) -> Result<Option<Tensor>> {
-        if self.dense.is_none() {
+        if self.config.dense_weight == 0.0 {
             return Ok(None);
         }
         if self.features.len() > self.config.dense_negatives {
             return Ok(Some((self.sampled_dense_loss(states, targets, mode)? * f64::from(self.config.dense_weight))?));
         }
-        let table = dropout(&self.catalogue(mode)?, self.config.dropout, mode)?;
-        let scores = self.dense_scores(&dropout(states, self.config.dropout, mode)?, &table)?;
+        let rate = self.config.dense_dropout;
+        let table = dropout(&self.catalogue(mode)?, rate, mode)?;
+        let scores = self.dense_scores(&dropout(states, rate, mode)?, &table)?;
         let rows = targets.iter().map(|target| target.0).collect();
         let loss = cross_entropy(&scores, rows, self.config.label_smoothing)?;
         Ok(Some((loss * f64::from(self.config.dense_weight))?))
     }
 
-    /// The dense loss by uniform draws: each target against the same drawn items, whose logits rise by the log of how
-    /// many items a draw stands for, so that the expected sum of exponentials is that of the whole catalogue.
+    /// The dense loss by uniform draws: each target against the same drawn items, see [`sampled_softmax`].
     fn sampled_dense_loss(&self, states: &Tensor, targets: &[ItemIdx], mode: Mode) -> Result<Tensor> {
-        let (items, draws, dim) = (self.features.len() as u64, self.config.dense_negatives, self.config.dim);
         let key = match mode {
             Mode::Train(keys) => keys.next_key(),
             // A fixed draw, so that losses of one model are comparable.
             Mode::Eval => 0,
         };
-        let drawn: Vec<_> = (0..draws as u64).map(|at| ItemIdx((mix(key ^ mix(at)) % items) as u32)).collect();
-        let rows: Vec<_> = targets.iter().chain(&drawn).map(|item| Some(*item)).collect();
-        let table = dropout(&self.represent(&rows, mode)?, self.config.dropout, mode)?;
-        let states = dropout(states, self.config.dropout, mode)?;
-        let negatives = self.dense_scores(&states, &table.narrow(0, targets.len(), draws)?)?;
-        let Some(dense) = &self.dense else { return Err(Error::NoData { what: "dense head" }) };
-        let own = (dense.forward(&states)? * table.narrow(0, 0, targets.len())?)?.sum_keepdim(1)?;
-        let own = (own * (dim as f64).powf(-0.5))?;
-        // A drawn target is no negative of its own.
-        let stands_for = ((items - 1) as f32 / draws as f32).ln();
-        let mut shift = vec![stands_for; targets.len() * draws];
-        for (row, target) in shift.chunks_exact_mut(draws).zip(targets) {
-            row.iter_mut().zip(&drawn).filter(|(_, item)| *item == target).for_each(|(x, _)| *x = RULED_OUT);
-        }
-        let shift = Tensor::from_vec(shift, (targets.len(), draws), &Device::Cpu)?;
-        let logits = Tensor::cat(&[&own, &(negatives + shift)?], 1)?;
-        Ok(cross_entropy(&logits, vec![0; targets.len()], 0.0)?)
+        let ids: Vec<u32> = targets.iter().map(|item| item.0).collect();
+        let drawn = Negatives::uniform(self.features.len(), &ids, self.config.dense_negatives, key);
+        let rows: Vec<_> = ids.iter().chain(&drawn.items).map(|item| Some(ItemIdx(*item))).collect();
+        let rate = self.config.dense_dropout;
+        let table = dropout(&self.represent(&rows, mode)?, rate, mode)?;
+        let states = dropout(states, rate, mode)?;
+        let own = (&states * table.narrow(0, 0, ids.len())?)?.sum(1)?;
+        let others = self.dense_scores(&states, &table.narrow(0, ids.len(), drawn.items.len())?)?;
+        sampled_softmax(&own, &others, &ids, &drawn, LogQ::Corrected)
     }
 
     /// Mean over targets of the summed cross-entropy of their codes, plus the weighted dense loss.
@@ -350,6 +327,11 @@ impl Rqt {
         let count = targets.len();
         let memory = self.memory(&states, &positions, &seen)?;
         let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
+        let mut loss = self.dense_loss(&states, &targets, mode)?;
+        let weights = &self.config.level_weights;
+        if !weights.is_empty() && weights.iter().all(|weight| *weight == 0.0) {
+            return loss.ok_or(Error::NoData { what: "losses of a weight above 0" });
+        }
 
         // The decoder reads the state, then the codes but the last; output `l` predicts code `l`. Each level has rows
         // of its own in the table, so an embedding also says which level it belongs to.
@@ -371,7 +353,6 @@ impl Rqt {
             let memory = kv.as_ref().zip(memory.as_ref()).map(|(kv, (_, keys))| (kv, keys));
             x = block.forward(&x, None, &Keys::Causal, memory, mode)?;
         }
-        let mut loss = self.dense_loss(&states, &targets, mode)?;
         for level in 0..levels {
             let mut logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
             if let Some(trie) = &self.valid {

@@ -1,0 +1,197 @@
+//! Softmax against drawn items instead of all, with what undoes the bias of the draw.
+//!
+//! Shapes: scores of the targets (rows,), scores of the drawn items (rows, drawn) -> scalar, the mean over rows.
+//! Papers: Bengio and Senécal 2008 (adaptive importance sampling); Yi et al. 2019 (logQ in retrieval); Khrylchenko et al.
+//! 2025, Correcting the LogQ Correction, eq. 9: the target is always there, it is not drawn, so it is never corrected,
+//! and a drawn item has the probability Q'(n) = Q(n) / (1 - Q(p)) of a draw that is not the target.
+//!
+//! The corrected loss is stated there as sg(1 - P)(-s_p + log sum_n exp(s_n - log Q'(n))), P the probability of the target
+//! among itself and exp(s_n - log Q'(n) - log N). Its gradient is that of -log P, which is what is computed here: it also
+//! has the value of full softmax where every other item is drawn.
+
+use super::cross_entropy;
+use crate::data::Negatives;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Added to the score of a drawn item that is the target itself; its exponential is 0 in f32.
+const RULED_OUT: f32 = -1e4;
+
+/// What is subtracted from the scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogQ {
+    /// Nothing: popular items are pushed down as often as they are drawn.
+    None,
+    /// The log of how often an item is drawn, from drawn items and from the target.
+    Classic,
+    /// The same from drawn items only.
+    #[default]
+    Corrected,
+}
+
+/// Mean over rows of minus the log-probability of the target among itself and what was drawn.
+///
+/// # Errors
+/// Shapes that do not belong together.
+pub fn sampled_softmax(
+    positive: &Tensor,
+    negative: &Tensor,
+    targets: &[u32],
+    drawn: &Negatives,
+    log_q: LogQ,
+) -> Result<Tensor> {
+    let (rows, draws) = negative.dims2()?;
+    if positive.dims() != [rows] || targets.len() != rows || drawn.items.len() != draws {
+        return Err(Error::Mismatch {
+            what: "scores of a sampled softmax".into(),
+            expected: format!(
+                "({},) of targets and ({}, {}) of drawn items",
+                targets.len(),
+                targets.len(),
+                drawn.items.len()
+            ),
+            found: format!("{:?} and {:?}", positive.dims(), negative.dims()),
+        });
+    }
+    let mut shift = vec![0.0; rows * (1 + draws)];
+    for ((row, target), of_target) in shift.chunks_exact_mut(1 + draws).zip(targets).zip(&drawn.of_targets) {
+        let hits = drawn.items.iter().filter(|item| *item == target).count();
+        // log(1 - Q(p)) - log N + log(all draws), with Q a share of all draws and N those that are not the target.
+        let others = (draws - hits).max(1) as f32;
+        let offset = ((1.0 - of_target / draws as f32).max(1e-6) * draws as f32 / others).ln();
+        row[0] = if log_q == LogQ::Classic { -of_target.ln() } else { 0.0 };
+        for ((shift, item), expected) in row[1..].iter_mut().zip(&drawn.items).zip(&drawn.expected) {
+            *shift = match log_q {
+                _ if item == target => RULED_OUT,
+                LogQ::None => 0.0,
+                LogQ::Classic => -expected.ln(),
+                LogQ::Corrected => offset - expected.ln(),
+            };
+        }
+    }
+    let scores = Tensor::cat(&[&positive.unsqueeze(1)?, negative], 1)?;
+    let scores = (scores + Tensor::from_vec(shift, (rows, 1 + draws), negative.device())?)?;
+    Ok(cross_entropy(&scores, vec![0; rows], 0.0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{check, project};
+    use candle_core::Var;
+
+    const ITEMS: usize = 7;
+
+    /// Loss and gradients with respect to states and items, for `drawn`.
+    fn sampled(states: &Var, items: &Var, targets: &[u32], drawn: &Negatives, log_q: LogQ) -> (f32, Vec<Vec<f32>>) {
+        let rows = |ids: &[u32]| items.index_select(&Tensor::new(ids, items.device()).unwrap(), 0).unwrap();
+        let positive = (states.as_tensor() * rows(targets)).unwrap().sum(1).unwrap();
+        let negative = project(states, &rows(&drawn.items)).unwrap();
+        gradients(&sampled_softmax(&positive, &negative, targets, drawn, log_q).unwrap(), &[states, items])
+    }
+
+    fn gradients(loss: &Tensor, of: &[&Var]) -> (f32, Vec<Vec<f32>>) {
+        let grads = loss.backward().unwrap();
+        let flat = |var: &&Var| grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (loss.to_scalar().unwrap(), of.iter().map(flat).collect())
+    }
+
+    fn close(a: &(f32, Vec<Vec<f32>>), b: &(f32, Vec<Vec<f32>>)) -> bool {
+        let gap = a.1.concat().iter().zip(b.1.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        (a.0 - b.0).abs() < 1e-5 && gap < 1e-5
+    }
+
+    fn inputs() -> (Var, Var, Vec<u32>) {
+        (check::var("states", &[3, 4]), check::var("items", &[ITEMS, 4]), vec![2, 6, 2])
+    }
+
+    /// Every item once, as a uniform draw would bring them on average.
+    fn everything() -> Negatives {
+        Negatives { items: (0..ITEMS as u32).collect(), expected: vec![1.0; ITEMS], of_targets: vec![1.0; 3] }
+    }
+
+    #[test]
+    fn with_every_other_item_drawn_it_is_full_softmax() {
+        let (states, items, targets) = inputs();
+        let full = cross_entropy(&project(&states, &items).unwrap(), targets.clone(), 0.0).unwrap();
+        let full = gradients(&full, &[&states, &items]);
+        for log_q in [LogQ::None, LogQ::Classic, LogQ::Corrected] {
+            assert!(close(&sampled(&states, &items, &targets, &everything(), log_q), &full), "{log_q:?}");
+        }
+    }
+
+    /// The corrected loss has the gradient that the paper writes with a stopped weight.
+    #[test]
+    fn the_corrected_gradient_is_that_of_the_paper() {
+        let (states, items, targets) = inputs();
+        let drawn = Negatives {
+            items: vec![0, 5, 2, 3, 3],
+            expected: vec![0.4, 1.5, 0.9, 1.1, 1.1],
+            of_targets: vec![0.9, 0.3, 0.9],
+        };
+        let ours = sampled(&states, &items, &targets, &drawn, LogQ::Corrected);
+        let draws = drawn.items.len() as f32;
+        let mut loss: Option<Tensor> = None;
+        for (row, target) in targets.iter().enumerate() {
+            let state = states.get(row).unwrap();
+            let score = |item: u32| (&state * items.get(item as usize).unwrap()).unwrap().sum_all().unwrap();
+            let positive = score(*target);
+            let others: Vec<usize> = (0..drawn.items.len()).filter(|n| drawn.items[*n] != *target).collect();
+            let q_target = drawn.of_targets[row] / draws;
+            let terms: Vec<Tensor> = others
+                .iter()
+                .map(|n| {
+                    let q = f64::from(drawn.expected[*n] / draws / (1.0 - q_target));
+                    (score(drawn.items[*n]) - q.ln()).unwrap().exp().unwrap()
+                })
+                .collect();
+            let sum = Tensor::stack(&terms, 0).unwrap().sum_all().unwrap();
+            let at = positive.exp().unwrap().to_scalar::<f32>().unwrap();
+            let p = at / (at + sum.to_scalar::<f32>().unwrap() / others.len() as f32);
+            let term = ((sum.log().unwrap() - positive).unwrap() * f64::from(1.0 - p)).unwrap();
+            loss = Some(loss.map_or_else(|| term.clone(), |loss| (loss + &term).unwrap()));
+        }
+        let (_, theirs) = gradients(&(loss.unwrap() / 3.0).unwrap(), &[&states, &items]);
+        assert!(close(&(0.0, ours.1), &(0.0, theirs)));
+    }
+
+    /// Over many draws, the corrected gradient of a popular item is nearer to full softmax than the uncorrected one.
+    #[test]
+    fn correction_brings_the_mean_gradient_to_full_softmax() {
+        let (states, items, targets) = inputs();
+        let full = cross_entropy(&project(&states, &items).unwrap(), targets.clone(), 0.0).unwrap();
+        let full = gradients(&full, &[&states, &items]).1.concat();
+        // Item 0 is drawn ten times as often as the others.
+        let shares = [2.5f32, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25];
+        let gap = |log_q| {
+            let mut mean = vec![0f32; full.len()];
+            let rounds = 400;
+            for round in 0..rounds {
+                let mut drawn = Vec::new();
+                for at in 0..16u64 {
+                    let pick = (rqvae::mix(round * 31 + at) % 16) as u32;
+                    drawn.push(if pick < 10 { 0 } else { pick - 9 });
+                }
+                let expected = |item: &u32| shares[*item as usize] * 4.0;
+                let drawn = Negatives {
+                    expected: drawn.iter().map(expected).collect(),
+                    of_targets: targets.iter().map(expected).collect(),
+                    items: drawn,
+                };
+                let found = sampled(&states, &items, &targets, &drawn, log_q).1.concat();
+                mean.iter_mut().zip(found).for_each(|(m, x)| *m += x / rounds as f32);
+            }
+            mean.iter().zip(&full).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+        };
+        let (none, corrected) = (gap(LogQ::None), gap(LogQ::Corrected));
+        assert!(corrected < 0.35 * none, "none {none}, corrected {corrected}");
+    }
+
+    #[test]
+    fn shapes_that_differ_are_refused() {
+        let (positive, negative) = (check::var("p", &[3]), check::var("n", &[3, 2]));
+        assert!(sampled_softmax(&positive, &negative, &[0, 1, 2], &everything(), LogQ::None).is_err());
+    }
+}
