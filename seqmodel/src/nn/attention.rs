@@ -4,7 +4,9 @@
 //! The backward pass computes the probabilities again, so nothing of size (heads, queries, keys) is kept per batch.
 
 use super::feed_forward::Drop;
-use super::math::{axpy, dot, exp, max_of, vectorized};
+use super::math::{axpy, dot, exp, max_of, sum_of, vectorized};
+use super::matrix::count;
+use super::product::{Strided, product};
 use super::{Linear, values, with_values};
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -109,16 +111,40 @@ struct Sizes {
     keys: usize,
 }
 
-/// Scratch rows of one query.
-struct Row {
+/// Scratch of one sequence, reused for its heads. Rows of scores are `stride` values apart.
+struct Scratch {
+    stride: usize,
+    /// Keys or values of a head, transposed: (`head_dim`, stride).
+    turned: Vec<f32>,
+    /// (queries, stride), zero where a query may not look.
     probability: Vec<f32>,
-    factor: Vec<f32>,
+    /// The same times what dropout leaves of them.
+    kept: Vec<f32>,
     gradient: Vec<f32>,
 }
 
-impl Row {
-    fn new(keys: usize) -> Self {
-        Self { probability: vec![0.0; keys], factor: vec![0.0; keys], gradient: vec![0.0; keys] }
+impl Scratch {
+    fn new(op: &Attend, sizes: Sizes, backward: bool) -> Self {
+        // A multiple of the product's width: the columns behind the keys are zero and cost less than a remainder.
+        let stride = sizes.keys.next_multiple_of(16);
+        let scores = sizes.queries * stride;
+        Self {
+            stride,
+            turned: vec![0.0; op.head_dim * stride],
+            probability: vec![0.0; scores],
+            kept: vec![0.0; if op.drop.active() { scores } else { 0 }],
+            gradient: vec![0.0; if backward { scores } else { 0 }],
+        }
+    }
+}
+
+/// `turned[d][key] = rows[key][d]` for rows of `head_dim` values, `inner` apart.
+#[inline(always)]
+fn turn(turned: &mut [f32], stride: usize, rows: &[f32], inner: usize, head_dim: usize, keys: usize) {
+    for key in 0..keys {
+        for (d, value) in rows[key * inner..][..head_dim].iter().enumerate() {
+            turned[d * stride + key] = *value;
+        }
     }
 }
 
@@ -136,66 +162,58 @@ impl Attend {
         }
     }
 
-    /// Softmax row of one query into `row.probability`, dropout factors into `row.factor`; returns the row's length.
+    /// Softmax of a head's scores into `scratch`, and what dropout leaves of it.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "the inner loop of forward and backward, written once")]
     fn probabilities(
         &self,
         q: &[f32],
         kv: &[f32],
         bias: &[f32],
-        at: (usize, usize, usize),
+        (batch, head): (usize, usize),
         sizes: Sizes,
-        row: &mut Row,
-    ) -> usize {
-        let (batch, head, query) = at;
-        let (inner, hd) = (self.inner(), self.head_dim);
-        let visible = self.visible(batch, query, sizes);
-        let q = &q[query * inner + head * hd..][..hd];
-        let p = &mut row.probability[..visible];
-        for (key, p) in p.iter_mut().enumerate() {
-            *p = dot(q, &kv[key * 2 * inner + head * hd..][..hd]) * self.scale;
-        }
-        if !bias.is_empty() {
-            axpy(p, 1.0, &bias[(head * sizes.queries + query) * sizes.keys..][..visible]);
-        }
-        let max = max_of(p);
-        let mut sum = 0.0;
-        for value in p.iter_mut() {
-            *value = exp(*value - max);
-        }
-        for value in p.iter() {
-            sum += *value;
-        }
-        let inverse = 1.0 / sum;
-        for value in p.iter_mut() {
-            *value *= inverse;
-        }
-        if self.drop.active() {
-            let start = (((batch * self.heads + head) * sizes.queries + query) * sizes.keys) as u64;
-            for (key, factor) in row.factor[..visible].iter_mut().enumerate() {
-                *factor = self.drop.factor(start + key as u64);
+        scratch: &mut Scratch,
+    ) {
+        let (inner, hd, stride) = (self.inner(), self.head_dim, scratch.stride);
+        turn(&mut scratch.turned, stride, &kv[head * hd..], 2 * inner, hd, sizes.keys);
+        let queries = Strided::rows(&q[head * hd..], inner);
+        product(queries, &scratch.turned, stride, &mut scratch.probability, stride, sizes.queries, hd, stride);
+        for query in 0..sizes.queries {
+            let visible = self.visible(batch, query, sizes);
+            let row = &mut scratch.probability[query * stride..][..stride];
+            let (p, hidden) = row.split_at_mut(visible);
+            hidden.fill(0.0);
+            if self.scale != 1.0 {
+                p.iter_mut().for_each(|value| *value *= self.scale);
+            }
+            if !bias.is_empty() {
+                axpy(p, 1.0, &bias[(head * sizes.queries + query) * sizes.keys..][..visible]);
+            }
+            let max = max_of(p);
+            for value in p.iter_mut() {
+                *value = exp(*value - max);
+            }
+            let inverse = 1.0 / sum_of(p);
+            p.iter_mut().for_each(|value| *value *= inverse);
+            if self.drop.active() {
+                let start = (((batch * self.heads + head) * sizes.queries + query) * sizes.keys) as u64;
+                let factors = self.drop.from(start);
+                for (key, (kept, p)) in scratch.kept[query * stride..][..stride].iter_mut().zip(&*row).enumerate() {
+                    *kept = p * factors.at(key as u32);
+                }
             }
         }
-        visible
     }
 
     #[inline(always)]
     fn forward_one(&self, batch: usize, q: &[f32], kv: &[f32], bias: &[f32], sizes: Sizes, out: &mut [f32]) {
         let (inner, hd) = (self.inner(), self.head_dim);
-        let mut row = Row::new(sizes.keys);
+        let mut scratch = Scratch::new(self, sizes, false);
         for head in 0..self.heads {
-            for query in 0..sizes.queries {
-                let visible = self.probabilities(q, kv, bias, (batch, head, query), sizes, &mut row);
-                let out = &mut out[query * inner + head * hd..][..hd];
-                for key in 0..visible {
-                    let mut p = row.probability[key];
-                    if self.drop.active() {
-                        p *= row.factor[key];
-                    }
-                    axpy(out, p, &kv[key * 2 * inner + inner + head * hd..][..hd]);
-                }
-            }
+            self.probabilities(q, kv, bias, (batch, head), sizes, &mut scratch);
+            let kept = if self.drop.active() { &scratch.kept } else { &scratch.probability };
+            let weights = Strided::rows(kept, scratch.stride);
+            let (at, values) = (head * hd, &kv[inner + head * hd..]);
+            product(weights, values, 2 * inner, &mut out[at..], inner, sizes.queries, sizes.keys, hd);
         }
     }
 
@@ -214,39 +232,42 @@ impl Attend {
         dbias: &mut [f32],
     ) {
         let (inner, hd) = (self.inner(), self.head_dim);
-        let mut row = Row::new(sizes.keys);
+        let Sizes { queries, keys } = sizes;
+        let mut scratch = Scratch::new(self, sizes, true);
+        let stride = scratch.stride;
         for head in 0..self.heads {
-            for query in 0..sizes.queries {
-                let visible = self.probabilities(q, kv, bias, (batch, head, query), sizes, &mut row);
-                let at = query * inner + head * hd;
-                let (g, q_row) = (&grad[at..][..hd], &q[at..][..hd]);
-                let mut along = 0.0;
-                for key in 0..visible {
-                    let value_at = key * 2 * inner + inner + head * hd;
-                    let mut dp = dot(g, &kv[value_at..][..hd]);
-                    let mut p = row.probability[key];
-                    if self.drop.active() {
-                        dp *= row.factor[key];
-                        p *= row.factor[key];
+            self.probabilities(q, kv, bias, (batch, head), sizes, &mut scratch);
+            let (key_at, value_at) = (head * hd, inner + head * hd);
+            let kept = if self.drop.active() { &scratch.kept } else { &scratch.probability };
+            let (kept, g) = (Strided::columns(kept, stride), Strided::rows(&grad[key_at..], inner));
+            product(kept, &grad[key_at..], inner, &mut dkv[value_at..], 2 * inner, keys, queries, hd);
+            turn(&mut scratch.turned, stride, &kv[value_at..], 2 * inner, hd, keys);
+            product(g, &scratch.turned, stride, &mut scratch.gradient, stride, queries, hd, stride);
+            for query in 0..queries {
+                let ds = &mut scratch.gradient[query * stride..][..stride];
+                let p = &scratch.probability[query * stride..][..stride];
+                if self.drop.active() {
+                    let start = (((batch * self.heads + head) * queries + query) * keys) as u64;
+                    let factors = self.drop.from(start);
+                    for (key, dp) in ds.iter_mut().enumerate() {
+                        *dp *= factors.at(key as u32);
                     }
-                    axpy(&mut dkv[value_at..][..hd], p, g);
-                    row.gradient[key] = dp;
-                    along += row.probability[key] * dp;
                 }
-                for key in 0..visible {
-                    row.gradient[key] = row.probability[key] * (row.gradient[key] - along);
+                let along = dot(p, ds);
+                for (ds, p) in ds.iter_mut().zip(p) {
+                    *ds = p * (*ds - along);
                 }
                 if !dbias.is_empty() {
-                    let at = (head * sizes.queries + query) * sizes.keys;
-                    axpy(&mut dbias[at..][..visible], 1.0, &row.gradient[..visible]);
+                    axpy(&mut dbias[(head * queries + query) * keys..][..keys], 1.0, &ds[..keys]);
                 }
-                for key in 0..visible {
-                    let ds = row.gradient[key] * self.scale;
-                    let key_at = key * 2 * inner + head * hd;
-                    axpy(&mut dq[at..][..hd], ds, &kv[key_at..][..hd]);
-                    axpy(&mut dkv[key_at..][..hd], ds, q_row);
+                if self.scale != 1.0 {
+                    ds.iter_mut().for_each(|ds| *ds *= self.scale);
                 }
             }
+            let (rows, columns) =
+                (Strided::rows(&scratch.gradient, stride), Strided::columns(&scratch.gradient, stride));
+            product(rows, &kv[key_at..], 2 * inner, &mut dq[key_at..], inner, queries, keys, hd);
+            product(columns, &q[key_at..], inner, &mut dkv[key_at..], 2 * inner, keys, queries, hd);
         }
     }
 }
@@ -274,6 +295,7 @@ impl CustomOp3 for Attend {
         let mut out = vec![0.0; q.len()];
         let one_q = queries * inner;
         let one_kv = sizes.keys * 2 * inner;
+        count(2 * batch, queries, inner, sizes.keys);
         out.par_chunks_mut(one_q).enumerate().with_min_len(4).for_each(|(b, out)| {
             vectorized!({
                 self.forward_one(b, &q[b * one_q..][..one_q], &kv[b * one_kv..][..one_kv], bias, sizes, out);
@@ -293,6 +315,8 @@ impl CustomOp3 for Attend {
         let (batch, queries, inner) = q.dims3()?;
         let sizes = Sizes { queries, keys: kv.dim(1)? };
         let (one_q, one_kv) = (queries * inner, sizes.keys * 2 * inner);
+        // Scores again, and a gradient to each input of both products.
+        count(5 * batch, queries, inner, sizes.keys);
         // The bias gradient is summed per group of sequences and then over groups, whatever the thread count.
         let group = batch.div_ceil(16).max(1);
         let mut dq = vec![0.0; q.elem_count()];

@@ -1,8 +1,6 @@
 //! A matrix product without bias, as in T5.
-//!
-//! The product is an operation of its own rather than candle's: the same `gemm` kernels, but on rayon's threads, so
-//! that no second pool of spinning threads competes for the cores (a step of `rqt` took 2.3 times as long with it).
 
+use super::matrix::Matrix;
 use super::{values, with_values};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -19,6 +17,12 @@ impl Linear {
     pub fn new(input: usize, output: usize, stdev: f64, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints((output, input), "weight", Init::Randn { mean: 0.0, stdev })?;
         Ok(Self { weight })
+    }
+
+    /// With the weights given, (out, in).
+    #[cfg(test)]
+    pub(crate) fn from_weight(weight: Tensor) -> Self {
+        Self { weight }
     }
 
     /// (out, in).
@@ -41,67 +45,6 @@ pub(crate) fn project(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     }
     dims.push(output);
     x.contiguous()?.reshape(((), input))?.apply_op2(&weight.contiguous()?, Project)?.reshape(dims)
-}
-
-/// A row-major matrix, or the transpose of one.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    transposed: bool,
-}
-
-impl<'a> Matrix<'a> {
-    fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "a matrix holds rows * cols values");
-        Self { data, rows, cols, transposed: false }
-    }
-
-    fn t(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, transposed: !self.transposed, ..self }
-    }
-
-    /// Distance in memory between neighbours of a row, and of a column.
-    fn strides(&self) -> (isize, isize) {
-        if self.transposed { (self.rows as isize, 1) } else { (1, self.cols as isize) }
-    }
-
-    /// The product, row-major.
-    #[allow(unsafe_code, reason = "gemm takes raw pointers")]
-    fn times(self, right: Matrix) -> Vec<f32> {
-        assert_eq!(self.cols, right.rows, "inner sizes agree");
-        let mut out = vec![0.0; self.rows * right.cols];
-        let ((left_cs, left_rs), (right_cs, right_rs)) = (self.strides(), right.strides());
-        let work = self.rows * right.cols * self.cols;
-        let threads = if work > 1 << 19 { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-        // SAFETY: `new` has checked that both inputs hold rows * cols values, strides stay inside them, and `out` was
-        // allocated with rows * right.cols values just above and is borrowed by nobody else.
-        unsafe {
-            gemm::gemm(
-                self.rows,
-                right.cols,
-                self.cols,
-                out.as_mut_ptr(),
-                1,
-                right.cols as isize,
-                false,
-                self.data.as_ptr(),
-                left_cs,
-                left_rs,
-                right.data.as_ptr(),
-                right_cs,
-                right_rs,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                threads,
-            );
-        }
-        out
-    }
 }
 
 struct Project;

@@ -7,9 +7,11 @@ mod embedding;
 mod feed_forward;
 mod linear;
 mod math;
+mod matrix;
 mod norm;
 mod params;
 mod position;
+mod product;
 
 pub use attention::{Attention, AttentionShape, Keys};
 pub use block::{Block, Memory};
@@ -21,6 +23,8 @@ pub use math::log_softmax_rows;
 pub(crate) use math::{
     Once, axpy, dot, exp, exp_shifted_sum, inner_product, log_softmax_row, max_of, sum_of, vectorized,
 };
+pub(crate) use matrix::Matrix;
+pub use matrix::multiplications;
 pub use norm::RmsNorm;
 pub use params::{Parameters, load_parameters, save_parameters};
 pub use position::RelativeBias;
