@@ -6,7 +6,7 @@
 //! Deviations: pre-norm blocks with RMS norm and relative position bias, as in the other models here.
 
 use crate::data::{Negatives, Window};
-use crate::loss::{LogQ, cross_entropy, sampled_softmax};
+use crate::loss::{LogQ, projected_cross_entropy, sampled_softmax};
 use crate::nn::{
     AttentionShape, Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project, with_values,
 };
@@ -185,7 +185,7 @@ impl SasRec {
         let states = self.states(ids, seq, mode)?;
         let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
         match self.config.loss {
-            SasRecLoss::CrossEntropy => Ok(cross_entropy(&project(&states, &self.items)?, targets, 0.0)?),
+            SasRecLoss::CrossEntropy => Ok(projected_cross_entropy(&states, &self.items, targets, 0.0)?),
             SasRecLoss::SampledSoftmax { negatives } => self.sampled(&states, &targets, negatives, mode),
             SasRecLoss::Bce { negatives } => self.binary(&states, &targets, negatives, 1.0, mode),
             SasRecLoss::Gbce { negatives, t } => {

@@ -3,7 +3,7 @@
 use super::RqtConfig;
 use crate::data::{Negatives, Window};
 use crate::items::ItemFeatures;
-use crate::loss::{LogQ, cross_entropy, sampled_softmax};
+use crate::loss::{LogQ, cross_entropy, projected_cross_entropy, sampled_softmax};
 use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
 use crate::{Error, Result};
 use beam::Trie;
@@ -280,9 +280,9 @@ impl Rqt {
         }
         let rate = self.config.dense_dropout;
         let table = dropout(&self.catalogue(mode)?, rate, mode)?;
-        let scores = self.dense_scores(&dropout(states, rate, mode)?, &table)?;
         let rows = targets.iter().map(|target| target.0).collect();
-        let loss = cross_entropy(&scores, rows, self.config.label_smoothing)?;
+        let states = dropout(states, rate, mode)?;
+        let loss = projected_cross_entropy(&states, &table, rows, self.config.label_smoothing)?;
         Ok(Some((loss * f64::from(self.config.dense_weight))?))
     }
 
