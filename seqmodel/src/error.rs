@@ -1,5 +1,6 @@
 //! What can go wrong on this floor.
 
+use crate::train::Diagnosis;
 use std::path::PathBuf;
 
 /// Result of this crate.
@@ -51,14 +52,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The loss is NaN or infinite; nothing was updated.
-    #[error("loss is {loss} at step {step}; no weight was changed and the last checkpoint is intact")]
-    NonFiniteLoss {
-        /// Step of the run.
-        step: u64,
-        /// The value.
-        loss: f64,
-    },
+    /// A loss, gradient or weight is NaN or infinite; nothing was updated or written over.
+    #[error("{0}")]
+    NonFinite(Box<Diagnosis>),
     /// The floor below.
     #[error(transparent)]
     Rqvae(#[from] rqvae::Error),

@@ -57,32 +57,65 @@ impl CheckpointDir {
         Self { root: root.to_path_buf() }
     }
 
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Writes a checkpoint, points `latest` (and `best`) to it, then deletes older ones that nothing points to.
+    ///
+    /// A complete checkpoint of the same step stays as it is: a run resumed and cut at once is where it was.
     pub fn save(&self, step: u64, files: &[(&str, Vec<u8>)], best: bool) -> Result<()> {
+        self.save_through(step, files, best, &mut |_| Ok(()))
+    }
+
+    /// As [`CheckpointDir::save`], asking `before` ahead of each change on the disk; an error of it is one of the disk.
+    fn save_through(
+        &self,
+        step: u64,
+        files: &[(&str, Vec<u8>)],
+        best: bool,
+        before: &mut dyn FnMut(&str) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let mut ask = |what: &str| before(what).map_err(Error::io(&self.root));
         let name = format!("step-{step:09}");
         let (temporary, target) = (self.root.join(format!(".tmp-{name}")), self.root.join(&name));
         if temporary.exists() {
+            ask("remove temporary folder")?;
             fs::remove_dir_all(&temporary).map_err(Error::io(&temporary))?;
         }
-        fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
-        let mut manifest = Manifest { format: "sidrec-checkpoint".into(), version: VERSION, files: BTreeMap::new() };
-        for (file, bytes) in files {
-            write_synced(&temporary.join(file), bytes)?;
-            let entry = Entry { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() };
-            manifest.files.insert((*file).to_string(), entry);
+        if Checkpoint::open(&target).is_err() {
+            ask("create temporary folder")?;
+            fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
+            let mut manifest =
+                Manifest { format: "sidrec-checkpoint".into(), version: VERSION, files: BTreeMap::new() };
+            for (file, bytes) in files {
+                ask("write file")?;
+                write_synced(&temporary.join(file), bytes)?;
+                let entry = Entry { bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() };
+                manifest.files.insert((*file).to_string(), entry);
+            }
+            let manifest = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::corrupt(&temporary, e))?;
+            ask("write manifest")?;
+            write_synced(&temporary.join(MANIFEST), &manifest)?;
+            ask("sync temporary folder")?;
+            sync_dir(&temporary)?;
+            if target.exists() {
+                ask("remove damaged checkpoint")?;
+                fs::remove_dir_all(&target).map_err(Error::io(&target))?;
+            }
+            ask("rename")?;
+            fs::rename(&temporary, &target).map_err(Error::io(&target))?;
+            ask("sync folder")?;
+            sync_dir(&self.root)?;
         }
-        let manifest = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::corrupt(&temporary, e))?;
-        write_synced(&temporary.join(MANIFEST), &manifest)?;
-        sync_dir(&temporary)?;
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(Error::io(&target))?;
-        }
-        fs::rename(&temporary, &target).map_err(Error::io(&target))?;
-        sync_dir(&self.root)?;
         if best {
+            ask("point best")?;
             write_atomic(&self.root.join("best"), name.as_bytes())?;
         }
+        ask("point latest")?;
         write_atomic(&self.root.join("latest"), name.as_bytes())?;
+        ask("delete old checkpoints")?;
         self.prune()
     }
 
@@ -208,5 +241,59 @@ mod tests {
         fs::create_dir(dir.path().join(".tmp-step-000000009")).unwrap();
         CheckpointDir::create(dir.path()).unwrap();
         assert!(!dir.path().join(".tmp-step-000000009").exists());
+    }
+
+    /// A writer stopped before its n-th change on the disk, for every n: the newest checkpoint is the one before or the
+    /// new one, complete, and the next writer gets through.
+    #[test]
+    fn stopped_at_any_point_the_last_checkpoint_or_the_new_one_is_there() {
+        let files = |step: u64| [("w", vec![step as u8; 40]), ("state", vec![step as u8; 3])];
+        let mut points = Vec::new();
+        for stop in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let checkpoints = CheckpointDir::create(dir.path()).unwrap();
+            checkpoints.save(1, &files(1), true).unwrap();
+            let mut left = stop;
+            let outcome = checkpoints.save_through(2, &files(2), true, &mut |what| {
+                if left == 0 {
+                    points.push(what.to_string());
+                    return Err(std::io::Error::other(what.to_string()));
+                }
+                left -= 1;
+                Ok(())
+            });
+            let again = CheckpointDir::create(dir.path()).unwrap();
+            for found in [again.latest().unwrap().unwrap(), again.best().unwrap().unwrap()] {
+                let step = found.read("w").unwrap()[0];
+                assert!(found.read("w").unwrap() == vec![step; 40] && found.read("state").unwrap() == vec![step; 3]);
+                assert!(step == 2 || (step == 1 && outcome.is_err()));
+            }
+            if outcome.is_ok() {
+                break;
+            }
+            assert!(matches!(outcome, Err(Error::Io { .. })));
+            again.save(3, &files(3), false).unwrap();
+            assert_eq!(again.latest().unwrap().unwrap().read("w").unwrap(), vec![3; 40]);
+        }
+        assert!(points.len() >= 9, "{points:?}");
+    }
+
+    /// Where `latest` points to is never removed: a kill in between would leave a run without any checkpoint.
+    #[test]
+    fn a_complete_checkpoint_of_the_same_step_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = CheckpointDir::create(dir.path()).unwrap();
+        checkpoints.save(4, &[("w", vec![1; 8])], false).unwrap();
+        let mut changes = Vec::new();
+        let note = &mut |what: &str| {
+            changes.push(what.to_string());
+            Ok(())
+        };
+        checkpoints.save_through(4, &[("w", vec![2; 8])], true, note).unwrap();
+        assert_eq!(changes, ["point best", "point latest", "delete old checkpoints"]);
+        assert_eq!(checkpoints.latest().unwrap().unwrap().read("w").unwrap(), vec![1; 8]);
+        fs::write(dir.path().join("step-000000004/w"), [9; 8]).unwrap();
+        checkpoints.save(4, &[("w", vec![2; 8])], true).unwrap();
+        assert_eq!(checkpoints.latest().unwrap().unwrap().read("w").unwrap(), vec![2; 8]);
     }
 }

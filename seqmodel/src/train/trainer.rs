@@ -3,7 +3,8 @@
 //! Shuffles are keyed by (seed, epoch) and dropout by (seed, step), so the state of a run is its weights, its moments
 //! and a handful of counters.
 
-use super::{Select, TrainConfig};
+use super::average::Average;
+use super::{Diagnosis, Select, TrainConfig};
 use crate::data::Batches;
 use crate::nn::{Parameters, load_parameters, save_parameters};
 use crate::{Error, Result};
@@ -11,7 +12,7 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use rqvae::{AdamW, Checkpoint, CheckpointDir, Mode, SeededRng, StepKeys};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Instant;
 
 /// Weights to use, in a checkpoint.
@@ -150,7 +151,7 @@ impl<'a> Trainer<'a> {
     /// step; `record` one record an epoch; `interrupted` is asked before each step.
     ///
     /// # Errors
-    /// [`Error::NonFiniteLoss`] before anything is updated; [`Error::Mismatch`] when the checkpoint is of another run.
+    /// [`Error::NonFinite`] before anything is updated; [`Error::Mismatch`] when the checkpoint is of another run.
     pub fn run(
         &self,
         objective: &dyn Objective,
@@ -196,8 +197,19 @@ impl<'a> Trainer<'a> {
                 lr = schedule.at(state.step);
                 let rows = batches.rows(state.batch);
                 let keys = StepKeys::new(&rng, state.step);
-                let (value, grads) = self.gradients(objective, rows, state.step, &keys)?;
-                grad_norm = optim.step(&grads, lr)?;
+                let (value, grads) = self.gradients(objective, rows, &keys)?;
+                let stepped = match grads {
+                    Some(grads) => optim.step(&grads, lr),
+                    None => Err(rqvae::Error::NonFinite { what: self.first_bad("loss")?, step: state.step }),
+                };
+                grad_norm = match stepped {
+                    Err(rqvae::Error::NonFinite { what, .. }) => {
+                        let (rows, written) = (rows.to_vec(), None);
+                        let found = Diagnosis { what, step: state.step, loss: value, lr, grad_norm, rows, written };
+                        return Err(self.diagnosed(found)?);
+                    }
+                    other => other?,
+                };
                 if let Some(average) = &mut average {
                     average.update(self.params, state.step)?;
                 }
@@ -272,14 +284,9 @@ impl<'a> Trainer<'a> {
         Ok(outcome(stop, &state))
     }
 
-    /// Loss and gradients of the batch `rows`, in one pass or in parts that weigh by their targets.
-    fn gradients(
-        &self,
-        objective: &dyn Objective,
-        rows: &[u32],
-        step: u64,
-        keys: &StepKeys,
-    ) -> Result<(f64, GradStore)> {
+    /// Loss and gradients of the batch `rows`, in one pass or in parts that weigh by their targets; no gradients where
+    /// the loss is not finite.
+    fn gradients(&self, objective: &dyn Objective, rows: &[u32], keys: &StepKeys) -> Result<(f64, Option<GradStore>)> {
         let size = if self.config.micro_batch == 0 { rows.len() } else { self.config.micro_batch };
         let all = objective.targets(rows) as f64;
         let (mut sum, mut total) = (0.0, None::<GradStore>);
@@ -290,7 +297,7 @@ impl<'a> Trainer<'a> {
             }
             let value = f64::from(loss.to_scalar::<f32>()?);
             if !value.is_finite() {
-                return Err(Error::NonFiniteLoss { step, loss: value });
+                return Ok((value, None));
             }
             sum += value;
             let mut grads = loss.backward()?;
@@ -308,7 +315,31 @@ impl<'a> Trainer<'a> {
             total = Some(grads);
         }
         let grads = total.ok_or(Error::NoData { what: "training samples" })?;
-        Ok((sum, grads))
+        Ok((sum, Some(grads)))
+    }
+
+    /// Name of the first parameter that is not finite, `otherwise` if all are.
+    fn first_bad(&self, otherwise: &str) -> Result<String> {
+        for (name, var) in self.params.all() {
+            if !var.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                return Ok(format!("tensor `{name}`"));
+            }
+        }
+        Ok(otherwise.to_string())
+    }
+
+    /// The error of `found`, which also goes into the run directory.
+    fn diagnosed(&self, mut found: Diagnosis) -> Result<Error> {
+        if let Some((dir, _)) = &self.output {
+            let folder = dir.root().join("diagnostics");
+            std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+            let path = folder.join(format!("step-{:09}.json", found.step));
+            let json = serde_json::to_vec_pretty(&found)
+                .map_err(|e| Error::Corrupt { path: path.clone(), reason: e.to_string() })?;
+            rqvae::write_atomic(&path, &json)?;
+            found.written = Some(path);
+        }
+        Ok(Error::NonFinite(Box::new(found)))
     }
 
     fn latest(&self) -> Result<Option<Checkpoint>> {
@@ -320,6 +351,12 @@ impl<'a> Trainer<'a> {
 
     fn save(&self, state: &RunState, optim: &AdamW, average: Option<&Average>, best: bool) -> Result<()> {
         let Some((dir, model_toml)) = &self.output else { return Ok(()) };
+        let bad = self.first_bad("")?;
+        if !bad.is_empty() {
+            let (step, loss, rows) = (state.step, state.loss_sum, Vec::new());
+            let found = Diagnosis { what: bad, step, loss, lr: 0.0, grad_norm: 0.0, rows, written: None };
+            return Err(self.diagnosed(found)?);
+        }
         let state_json = serde_json::to_vec_pretty(state)
             .map_err(|e| Error::Corrupt { path: "state.json".into(), reason: e.to_string() })?;
         let trained = save_parameters(self.params.snapshot()?)?;
@@ -368,37 +405,6 @@ impl<'a> Trainer<'a> {
 /// Sets `params` from a file of a checkpoint.
 fn load_weights(params: &Parameters, checkpoint: &Checkpoint, file: &str) -> Result<()> {
     params.assign(&load_parameters(&checkpoint.read(file)?, &checkpoint.file(file))?)
-}
-
-/// Exponential running average of the weights.
-struct Average {
-    decay: f64,
-    weights: BTreeMap<String, Tensor>,
-}
-
-impl Average {
-    /// `None` for a decay of 0.
-    fn new(decay: f64, params: &Parameters) -> Result<Option<Self>> {
-        Ok(if decay > 0.0 { Some(Self { decay, weights: params.snapshot()? }) } else { None })
-    }
-
-    /// Takes in the weights after `step`; early steps weigh more, so that the first weights are forgotten.
-    fn update(&mut self, params: &Parameters, step: u64) -> Result<()> {
-        let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
-        for (name, var) in params.all() {
-            if let Some(average) = self.weights.get_mut(&name) {
-                *average = ((&*average * decay)? + (var.as_tensor() * (1.0 - decay))?)?.detach();
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts the average into `params`; returns what was there.
-    fn swap_in(&self, params: &Parameters) -> Result<HashMap<String, Tensor>> {
-        let trained = params.snapshot()?.into_iter().collect();
-        params.assign(&self.weights.clone().into_iter().collect())?;
-        Ok(trained)
-    }
 }
 
 fn outcome(stop: Stop, state: &RunState) -> Outcome {

@@ -1,0 +1,128 @@
+//! What stops a run, on a model of twelve numbers.
+
+use super::{Identity, Objective, Outcome, Stop, TrainConfig, Trainer, Validation};
+use crate::nn::Parameters;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::init::Init;
+use rqvae::{CheckpointDir, Mode};
+use std::cell::Cell;
+use std::path::Path;
+
+/// Where a bad number comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Poison {
+    Nothing,
+    Weight,
+    Loss,
+    Gradient,
+}
+
+const STEP: u64 = 37;
+
+/// Squared distance of the weights from a number per row.
+struct Distance {
+    weight: Var,
+    poison: Poison,
+    step: Cell<u64>,
+}
+
+impl Objective for Distance {
+    fn lengths(&self) -> Vec<usize> {
+        vec![1; 50]
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        rows.len()
+    }
+
+    fn loss(&self, rows: &[u32], _: Mode) -> Result<Tensor> {
+        let step = self.step.replace(self.step.get() + 1);
+        let bad = if step == STEP { self.poison } else { Poison::Nothing };
+        if bad == Poison::Weight {
+            self.weight.set(&Tensor::full(f32::INFINITY, self.weight.shape(), &Device::Cpu)?)?;
+        }
+        let goal = f64::from(rows.iter().sum::<u32>()) / rows.len() as f64;
+        let loss = (self.weight.as_tensor() - goal)?.sqr()?.mean_all()?;
+        Ok(match bad {
+            Poison::Loss => (loss * f64::INFINITY)?,
+            // Its value is 0 and its slope is not.
+            Poison::Gradient => (loss + (self.weight.as_tensor() - self.weight.as_tensor())?.sum_all()?.sqrt()?)?,
+            Poison::Nothing | Poison::Weight => loss,
+        })
+    }
+}
+
+fn config() -> TrainConfig {
+    TrainConfig { batch_size: 5, max_epochs: 6, eval_every: 1, warmup_steps: 2, ..TrainConfig::default() }
+}
+
+/// The weights at the end and how it came; stops before step `stop`.
+fn run(poison: Poison, dir: &Path, stop: u64) -> (Vec<f32>, Result<Outcome>) {
+    let params = Parameters::new(3);
+    params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+    let objective = Distance { weight: params.all()["weight"].clone(), poison, step: Cell::new(0) };
+    let dir = CheckpointDir::create(dir).unwrap();
+    let outcome = Trainer::new(&config(), &params, Identity::default()).with_checkpoints(&dir, String::new()).run(
+        &objective,
+        false,
+        &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
+        &mut |_, _, _| {},
+        &mut |_| Ok(()),
+        &|| objective.step.get() >= stop,
+    );
+    (params.all()["weight"].flatten_all().unwrap().to_vec1().unwrap(), outcome)
+}
+
+#[test]
+fn a_bad_number_stops_before_the_update_and_says_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let (before, outcome) = run(Poison::Nothing, &folder.path().join("whole"), STEP);
+    assert_eq!(outcome.unwrap().stop, Stop::Interrupted);
+    for (poison, what) in
+        [(Poison::Weight, "tensor `weight`"), (Poison::Loss, "loss"), (Poison::Gradient, "gradient of weight")]
+    {
+        let path = folder.path().join(format!("{poison:?}"));
+        let (weights, outcome) = run(poison, &path, u64::MAX);
+        let error = outcome.unwrap_err();
+        let Error::NonFinite(found) = &error else { panic!("{error}") };
+        assert_eq!((found.what.as_str(), found.step, found.rows.len()), (what, STEP, 5));
+        assert!(found.lr > 0.0 && found.grad_norm > 0.0);
+        assert!(error.to_string().contains("step 37") && error.to_string().contains("diagnostics"), "{error}");
+        assert!(poison == Poison::Weight || weights == before, "{poison:?} moved the weights");
+        let told = std::fs::read_to_string(path.join("diagnostics/step-000000037.json")).unwrap();
+        assert!(told.contains("\"rows\"") && told.contains(what), "{told}");
+        // Of the third epoch's end, whole and finite.
+        let latest = CheckpointDir::open(&path).latest().unwrap().unwrap();
+        let file = latest.file("model.safetensors");
+        crate::nn::load_parameters(&latest.read("model.safetensors").unwrap(), &file).unwrap();
+        assert!(file.to_string_lossy().contains("step-000000030"), "{}", file.display());
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_never_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = CheckpointDir::create(folder.path()).unwrap();
+    let params = Parameters::new(3);
+    params.builder().get_with_hints(4, "weight", Init::Const(1.0)).unwrap();
+    let weight = params.all()["weight"].clone();
+    let objective = Distance { weight: weight.clone(), poison: Poison::Nothing, step: Cell::new(0) };
+    let interrupted = |at: u64, value: f32| {
+        weight.set(&Tensor::full(value, 4, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
+        objective.step.set(0);
+        Trainer::new(&config(), &params, Identity::default()).with_checkpoints(&dir, String::new()).run(
+            &objective,
+            false,
+            &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
+            &mut |_, _, _| {},
+            &mut |_| Ok(()),
+            &|| objective.step.get() >= at,
+        )
+    };
+    interrupted(3, 1.0).unwrap();
+    let error = interrupted(0, f32::NAN).unwrap_err();
+    assert!(matches!(&error, Error::NonFinite(found) if found.what == "tensor `weight`"), "{error}");
+    let latest = dir.latest().unwrap().unwrap();
+    assert!(latest.file("w").to_string_lossy().contains("step-000000003"));
+}
