@@ -220,7 +220,7 @@ pub(crate) fn nearest(points: &[f32], dim: usize, codewords: &[f32]) -> Vec<Code
 }
 
 /// As [`nearest`] by squared distance plus price, `norms` (k,) being the squared norms plus the prices.
-pub(super) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]) -> Vec<Code> {
+pub(crate) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]) -> Vec<Code> {
     let mut codes = vec![0; points.len() / dim];
     codes.par_chunks_mut(BLOCK).zip(points.par_chunks(BLOCK * dim)).for_each_init(Vec::new, |scores, (codes, x)| {
         nearest_in_block(x, dim, codewords, norms, scores, codes);
