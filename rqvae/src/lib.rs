@@ -19,6 +19,6 @@ pub use ids::{
     SidTable, reassign, resolve,
 };
 pub use model::{CodebookUpdate, Estimator, RqVae, RqVaeConfig, RqVaeQuantizer};
-pub use quantize::{Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};
-pub use quantize::{fit_quantizer, load_quantizer};
+pub use quantize::{Behavior, Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};
+pub use quantize::{fit_quantizer, fit_quantizer_with, load_quantizer};
 pub use training::{AdamW, AdamWConfig, Checkpoint, CheckpointDir, Decay, Mode, Schedule, SeededRng, StepKeys, mix};

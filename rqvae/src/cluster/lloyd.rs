@@ -173,31 +173,56 @@ pub(super) fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Ve
     let n = points.len() / dim;
     let trials = 2 + (config.k as f64).ln() as usize;
     let mut rng = SeededRng::new(config.seed).stream("kmeans++");
+    let norms = squared_norms(points, dim);
     let mut centroids = Vec::with_capacity(config.k * dim);
     let mut distances = vec![f32::INFINITY; n];
     let mut candidates = vec![rng.random_range(0..n)];
     while centroids.len() < config.k * dim {
-        let tried = candidates.par_iter().map(|&i| closer(points, dim, &distances, i));
-        let tried: Vec<(f64, Vec<f32>)> = tried.collect();
-        let best = (0..tried.len()).min_by(|&a, &b| tried[a].0.total_cmp(&tried[b].0)).unwrap_or(0);
+        let (totals, tried) = closer(points, dim, &norms, &distances, &candidates);
+        let best = (0..totals.len()).min_by(|&a, &b| totals[a].total_cmp(&totals[b])).unwrap_or(0);
         let chosen = candidates[best];
         centroids.extend_from_slice(&points[chosen * dim..][..dim]);
-        let Some((total, best)) = tried.into_iter().nth(best) else {
-            break;
-        };
-        distances = best;
+        distances.iter_mut().zip(tried.chunks_exact(candidates.len())).for_each(|(d, tried)| *d = tried[best]);
+        let total = totals[best];
         candidates.clear();
         candidates.extend((0..trials).map(|_| draw(&distances, total * rng.random::<f64>()).unwrap_or(chosen)));
     }
     centroids
 }
 
-/// Squared distances (items,) once point `i` is a centroid too, and their sum.
-fn closer(points: &[f32], dim: usize, distances: &[f32], i: usize) -> (f64, Vec<f32>) {
-    let centroid = &points[i * dim..][..dim];
-    let pairs = distances.iter().zip(points.chunks_exact(dim));
-    let nearer: Vec<f32> = pairs.map(|(d, x)| d.min(squared_distance(x, centroid))).collect();
-    (nearer.iter().map(|&d| f64::from(d)).sum(), nearer)
+/// Squared distances (items, candidates) once a candidate is a centroid too, and their sums (candidates,).
+///
+/// All candidates are looked at in one pass over the points, by a product; what is too close for its rounding is
+/// computed again, so that a point has distance 0 to itself.
+fn closer(points: &[f32], dim: usize, norms: &[f32], distances: &[f32], candidates: &[usize]) -> (Vec<f64>, Vec<f32>) {
+    const CLOSE: f32 = 1e-4;
+    let width = candidates.len();
+    let chosen: Vec<f32> = candidates.iter().flat_map(|&i| &points[i * dim..][..dim]).copied().collect();
+    let mut tried = vec![0.0; distances.len() * width];
+    let blocks = tried.par_chunks_mut(BLOCK * width).zip(points.par_chunks(BLOCK * dim));
+    let sums: Vec<Vec<f64>> = blocks
+        .enumerate()
+        .map(|(block, (tried, x))| {
+            matmul(tried, Matrix::new(x, x.len() / dim, dim), Matrix::new(&chosen, width, dim).t());
+            let mut sums = vec![0f64; width];
+            for (row, tried) in tried.chunks_exact_mut(width).enumerate() {
+                let at = block * BLOCK + row;
+                for (c, product) in tried.iter_mut().enumerate() {
+                    let both = norms[at] + norms[candidates[c]];
+                    let mut squared = both - 2.0 * *product;
+                    if squared < CLOSE * both {
+                        squared = squared_distance(&x[row * dim..][..dim], &chosen[c * dim..][..dim]);
+                    }
+                    *product = squared.min(distances[at]);
+                    sums[c] += f64::from(*product);
+                }
+            }
+            sums
+        })
+        .collect();
+    let mut totals = vec![0f64; width];
+    sums.iter().for_each(|sums| totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum));
+    (totals, tried)
 }
 
 /// The item at which the running sum of `distances` passes `mark`, none when all are 0: then the last centroid is
@@ -220,7 +245,7 @@ pub(crate) fn nearest(points: &[f32], dim: usize, codewords: &[f32]) -> Vec<Code
 }
 
 /// As [`nearest`] by squared distance plus price, `norms` (k,) being the squared norms plus the prices.
-pub(super) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]) -> Vec<Code> {
+pub(crate) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]) -> Vec<Code> {
     let mut codes = vec![0; points.len() / dim];
     codes.par_chunks_mut(BLOCK).zip(points.par_chunks(BLOCK * dim)).for_each_init(Vec::new, |scores, (codes, x)| {
         nearest_in_block(x, dim, codewords, norms, scores, codes);

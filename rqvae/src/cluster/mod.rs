@@ -8,9 +8,10 @@ mod matmul;
 mod opq;
 mod residual_kmeans;
 
+pub(crate) use balanced::balanced_lloyd;
 pub(crate) use centered::Centered;
 pub use hierarchical::{HierarchicalKmeans, HierarchicalKmeansConfig};
-pub(crate) use lloyd::{BLOCK, lloyd, nearest_in_block, squared_distance, squared_norms};
+pub(crate) use lloyd::{BLOCK, lloyd, nearest_in_block, nearest_priced, squared_distance, squared_norms};
 pub use lloyd::{Kmeans, KmeansConfig};
 pub(crate) use matmul::{Matrix, matmul};
 pub use opq::{Opq, OpqConfig};

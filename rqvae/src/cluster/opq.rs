@@ -9,7 +9,9 @@
 use super::centered::Centered;
 use super::lloyd::{KmeansConfig, lloyd_from, nearest, plus_plus};
 use super::matmul::{Matrix, matmul, multiply_rows};
-use crate::quantize::{Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order};
+use crate::quantize::{
+    Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, check_codes, content_order,
+};
 use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result, SeededRng, Vectors};
 use nalgebra::{DMatrix, SVD, SymmetricEigen};
 use serde::{Deserialize, Serialize};
@@ -99,6 +101,13 @@ impl Opq {
         self.centered.dim().max(self.sizes.len())
     }
 
+    /// Content from quantised parts (items, width).
+    fn turn_back(&self, quantized: &[f32]) -> Vectors {
+        let (width, dim) = (self.width(), self.centered.dim());
+        let back = multiply_rows(quantized, width, &transposed(&self.rotation, width), width);
+        self.centered.restore(if width == dim { back } else { columns(&back, width, &(0..dim)) })
+    }
+
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
         let corrupt = |reason: String| Error::corrupt(artefact.path(), reason);
         let centered = Centered::load(artefact)?;
@@ -150,9 +159,20 @@ impl SidEncoder for Opq {
             flat.chunks_exact_mut(levels).zip(codes).for_each(|(row, code)| row[level] = code);
         }
         let codes = CodeMatrix::new(levels, flat).expect("one code per level was made for each item");
-        let back = multiply_rows(&quantized, width, &transposed(&self.rotation, width), width);
-        let back = if width == content.dim { back } else { columns(&back, width, &(0..content.dim)) };
-        Ok(Encoded::new(codes, self.centered.restore(back), content))
+        Ok(Encoded::new(codes, self.turn_back(&quantized), content))
+    }
+
+    fn decode(&self, codes: &CodeMatrix) -> Result<Option<Vectors>> {
+        check_codes(codes, &self.sizes)?;
+        let (width, levels) = (self.width(), self.sizes.len());
+        let mut quantized = vec![0.0; codes.rows() * width];
+        for (level, part) in parts(width, levels).into_iter().enumerate() {
+            for (i, row) in quantized.chunks_exact_mut(width).enumerate() {
+                let at = usize::from(codes.row(i)[level]) * part.len();
+                row[part.clone()].copy_from_slice(&self.codebooks[level][at..][..part.len()]);
+            }
+        }
+        Ok(Some(self.turn_back(&quantized)))
     }
 
     fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {

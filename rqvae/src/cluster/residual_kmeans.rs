@@ -10,8 +10,8 @@ use super::balanced::balanced_lloyd;
 use super::centered::Centered;
 use super::lloyd::{KmeansConfig, lloyd};
 use crate::quantize::{Encoded, Method, QuantizerConfig, ResidualQuantizer, SidEncoder};
-use crate::quantize::{FILE, FORMAT, FitProgress, VERSION, content_order, unit};
-use crate::{Artefact, ArtefactWriter, Error, LastLevel, Result, SeededRng, Vectors};
+use crate::quantize::{FILE, FORMAT, FitProgress, VERSION, check_codes, content_order, unit};
+use crate::{Artefact, ArtefactWriter, CodeMatrix, Error, LastLevel, Result, SeededRng, Vectors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -57,9 +57,10 @@ impl ResidualKmeans {
     /// The configuration is invalid, or there are no items, or a vector is not finite.
     pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
         config.validate()?;
-        let (levels, k) = (config.levels, config.codebook_size as usize);
+        let (levels, sizes) = (config.levels, config.sizes());
+        let largest = sizes.iter().copied().max().unwrap_or(1) as usize;
         let mut order = content_order(content)?;
-        let limit = config.rkmeans.items_per_code.saturating_mul(k);
+        let limit = config.rkmeans.items_per_code.saturating_mul(largest);
         if limit > 0 && order.len() > limit {
             order = draw(&order, limit, config.seed);
         }
@@ -71,10 +72,10 @@ impl ResidualKmeans {
         let mut residuals = points.clone();
         let mut quantizer = ResidualQuantizer::new(dim, Vec::new());
         quantizer.normalize = normalize;
-        for level in 0..levels {
+        for (level, &size) in sizes.iter().enumerate() {
             let seed = SeededRng::new(config.seed).key("rkmeans", level as u64);
             let ResidualKmeansConfig { iterations, tolerance, .. } = config.rkmeans;
-            let kmeans = KmeansConfig { k, iterations, tolerance, seed };
+            let kmeans = KmeansConfig { k: size as usize, iterations, tolerance, seed };
             if normalize {
                 residuals.par_chunks_exact_mut(dim).for_each(unit);
             }
@@ -90,7 +91,6 @@ impl ResidualKmeans {
             let loss = cost.map(|cost| cost / order.len() as f64);
             progress(FitProgress { stage: METHOD, done: level + 1, total: levels, loss });
         }
-        let sizes = vec![config.codebook_size; levels];
         let decoder = normalize.then(|| {
             let (codes, _) = quantizer.quantize(&points);
             ResidualQuantizer::of_means(&points, dim, &codes, &sizes)
@@ -132,6 +132,12 @@ impl SidEncoder for ResidualKmeans {
 
     fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {
         Ok(Some(self.quantizer.last_level(&self.centered.all(content)?)))
+    }
+
+    fn decode(&self, codes: &CodeMatrix) -> Result<Option<Vectors>> {
+        check_codes(codes, &self.sizes)?;
+        let stack = self.decoder.as_ref().unwrap_or(&self.quantizer);
+        Ok(Some(self.centered.restore(stack.lookup(codes))))
     }
 
     fn save(&self, dir: &Path) -> Result<()> {

@@ -10,6 +10,7 @@ pub use bert::BertEncoder;
 pub use hashed::HashedEncoder;
 pub use item_text::ItemText;
 pub use lsa::{LsaConfig, LsaEncoder};
+pub(crate) use lsa::{Sparse, right_singular_vectors};
 
 use crate::{Result, Vectors};
 

@@ -20,8 +20,27 @@ pub struct RqVaeConfig {
     pub beta: f32,
     /// How the encoder learns through the choice of a code.
     pub estimator: Estimator,
+    /// Temperature of Gumbel-softmax in the first epoch; it falls by equal factors to the last one.
+    pub temperature: f32,
+    /// Temperature of Gumbel-softmax in the last epoch: lower is closer to a choice.
+    pub last_temperature: f32,
     /// How codewords learn.
     pub codebook_update: CodebookUpdate,
+    /// Widths of the sources that make up a content vector, each with towers of its own; empty for one source.
+    pub sources: Vec<usize>,
+    /// Whether only the first levels count for an item in a step, their number drawn evenly from 1 to all (PLUM).
+    pub progressive: bool,
+    /// Weight of the contrast with items of the same sessions (PLUM); 0 without. The reconstruction's loss is a sum over
+    /// all dimensions of the content, so weights of some ten are no more than a nudge.
+    pub contrast_weight: f32,
+    /// Temperature of this contrast and of that with collaborative vectors.
+    pub contrast_temperature: f32,
+    /// Weight of the contrast with collaborative vectors (LETTER); 0 without.
+    pub align_weight: f32,
+    /// Weight of the loss that spreads items over codewords (LETTER); 0 without. Codebooks must learn by gradient.
+    pub diversity_weight: f32,
+    /// Groups of codewords per level for that loss.
+    pub diversity_groups: usize,
     /// While the network learns, the last level's codes are used evenly by Sinkhorn's iterations at this entropy; 0 for
     /// the nearest code. LC-Rec takes .003.
     pub sinkhorn_epsilon: f32,
@@ -57,7 +76,16 @@ impl Default for RqVaeConfig {
             latent_dim: 32,
             beta: 0.25,
             estimator: Estimator::StraightThrough,
+            temperature: 1.0,
+            last_temperature: 0.1,
             codebook_update: CodebookUpdate::Averages,
+            sources: Vec::new(),
+            progressive: false,
+            contrast_weight: 0.0,
+            contrast_temperature: 0.1,
+            align_weight: 0.0,
+            diversity_weight: 0.0,
+            diversity_groups: 10,
             sinkhorn_epsilon: 0.0,
             sinkhorn_all_levels: false,
             decay: 0.95,
@@ -90,6 +118,7 @@ impl RqVaeConfig {
             ("rqvae.epochs", self.epochs, 1_000_000),
             ("rqvae.batch_size", self.batch_size, 1 << 20),
             ("rqvae.check_every", self.check_every, usize::MAX),
+            ("rqvae.diversity_groups", self.diversity_groups, 1 << 16),
         ] {
             if !(1..=largest).contains(&value) {
                 return Err(Error::config(field, value, format!("1 to {largest}")));
@@ -107,13 +136,40 @@ impl RqVaeConfig {
         if !(0.0..1.0).contains(&self.decay) {
             return Err(Error::config("rqvae.decay", self.decay, "0 to below 1"));
         }
-        if let Estimator::GumbelSoftmax { temperature } = self.estimator {
-            if !(temperature > 0.0 && temperature <= 1000.0) {
-                return Err(Error::config("rqvae.estimator.temperature", temperature, "above 0, at most 1000"));
+        for (field, value) in
+            [("rqvae.temperature", self.temperature), ("rqvae.last_temperature", self.last_temperature)]
+        {
+            if !(value > 0.0 && value <= 1000.0) {
+                return Err(Error::config(field, value, "above 0, at most 1000"));
             }
-            if self.codebook_update != CodebookUpdate::Gradient {
-                return Err(Error::config("rqvae.codebook_update", "averages", "gradient with gumbel-softmax"));
+        }
+        if !(0.001..=1000.0).contains(&self.contrast_temperature) {
+            return Err(Error::config("rqvae.contrast_temperature", self.contrast_temperature, "0.001 to 1000"));
+        }
+        for (field, value) in [
+            ("rqvae.contrast_weight", self.contrast_weight),
+            ("rqvae.align_weight", self.align_weight),
+            ("rqvae.diversity_weight", self.diversity_weight),
+        ] {
+            if !(0.0..=1e6).contains(&value) {
+                return Err(Error::config(field, value, "0 to 1000000"));
             }
+        }
+        if self.codebook_update == CodebookUpdate::Averages {
+            let needs = [
+                (self.estimator == Estimator::GumbelSoftmax, "gradient with gumbel-softmax"),
+                (self.diversity_weight > 0.0, "gradient with a diversity_weight"),
+            ];
+            if let Some((_, expected)) = needs.iter().find(|(needed, _)| *needed) {
+                return Err(Error::config("rqvae.codebook_update", "averages", *expected));
+            }
+        }
+        if self.estimator == Estimator::GumbelSoftmax && self.sinkhorn_epsilon > 0.0 {
+            return Err(Error::config("rqvae.sinkhorn_epsilon", self.sinkhorn_epsilon, "0 with gumbel-softmax"));
+        }
+        if self.sources.len() > 16 || self.sources.contains(&0) {
+            let expected = "at most 16 widths of 1 or more";
+            return Err(Error::config("rqvae.sources", format!("{:?}", self.sources), expected));
         }
         if !(self.sinkhorn_epsilon == 0.0 || (1e-4..=100.0).contains(&self.sinkhorn_epsilon)) {
             return Err(Error::config("rqvae.sinkhorn_epsilon", self.sinkhorn_epsilon, "0, or 0.0001 to 100"));
@@ -129,6 +185,25 @@ impl RqVaeConfig {
             return Err(Error::config("rqvae.reset_until", self.reset_until, "0 to 1"));
         }
         Ok(())
+    }
+
+    /// Widths of the sources of content of `dim` numbers.
+    pub(super) fn widths(&self, dim: usize) -> Result<Vec<usize>> {
+        if self.sources.is_empty() {
+            return Ok(vec![dim]);
+        }
+        let sum = self.sources.iter().fold(0usize, |sum, &width| sum.saturating_add(width));
+        if sum != dim {
+            let got = format!("{:?}, {sum} in all", self.sources);
+            return Err(Error::config("rqvae.sources", got, format!("the {dim} numbers of a content vector in all")));
+        }
+        Ok(self.sources.clone())
+    }
+
+    /// Temperature of Gumbel-softmax in epoch `done` of `total`, from 1 on.
+    pub(super) fn temperature_at(&self, done: usize, total: usize) -> f32 {
+        let along = (done - 1) as f32 / (total - 1).max(1) as f32;
+        self.temperature * (self.last_temperature / self.temperature).powf(along)
     }
 
     /// Epochs over `items` that make up enough steps.

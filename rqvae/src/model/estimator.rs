@@ -3,7 +3,9 @@
 //! Shapes: latent and residuals (rows, dim), codebook (size, dim), probabilities (rows, size).
 //! Papers: van den Oord et al. 2017, sec. 3.2 (straight-through); Fifty et al. 2024, sec. 4.2 (rotation trick);
 //! Jang et al. 2017, sec. 2 (Gumbel-softmax); Zheng et al. 2024 (LC-Rec), sec. 3.1.2 (Sinkhorn).
-//! Deviations: the rotation turns the whole latent to the sum of its codewords, not every residual to its own.
+//! Deviations: the rotation turns the whole latent to the sum of its codewords, not every residual to its own. The
+//! logits of Gumbel-softmax are log-likelihoods of normal distributions around the codewords, as wide as residuals lie
+//! from their nearest one: the noise has a deviation of 1.3 whatever the unit of the latents.
 
 use crate::Code;
 use crate::cluster::{Matrix, matmul, squared_distance};
@@ -22,13 +24,9 @@ pub enum Estimator {
     StraightThrough,
     /// That gradient, turned and scaled as the quantised latent is turned and scaled back to the latent.
     RotationTrick,
-    /// A mixture of codewords by softmax of distances and noise; codebooks must learn by gradient. The noise has a
-    /// deviation of 1.3 whatever the distances: on Beauty's `MiniLM` vectors, whose latents start close together, it
-    /// drowns them and the codes collapse (108 distinct tuples after 20 epochs).
-    GumbelSoftmax {
-        /// Divides distances and noise: lower is closer to a choice.
-        temperature: f32,
-    },
+    /// A mixture of codewords by softmax of their log-likelihoods and noise, at a temperature that falls; codebooks must
+    /// learn by gradient.
+    GumbelSoftmax,
 }
 
 /// How codewords learn.
@@ -63,6 +61,11 @@ pub(super) fn rotate_back(gradient: &mut [f32], latent: &[f32], quantized: &[f32
     }
 }
 
+/// A number of the Gumbel distribution.
+pub(super) fn gumbel(rng: &mut ChaCha8Rng) -> f32 {
+    -(-(1.0 - rng.random::<f32>()).max(1e-20).ln()).max(1e-20).ln()
+}
+
 /// One level of a pass by Gumbel-softmax.
 #[derive(Debug, Clone)]
 pub(super) struct Soft {
@@ -73,24 +76,44 @@ pub(super) struct Soft {
     /// The mixtures: (rows, dim).
     pub(super) mixed: Vec<f32>,
     temperature: f32,
+    /// 1 / (2 v), v the variance per dimension of the distributions around the codewords: the mean square of what the
+    /// nearest codewords leave. A constant to all gradients.
+    pub(super) precision: f32,
 }
 
 impl Soft {
-    /// Mixes the codewords for `residuals`, noise drawn from `rng`.
+    /// Mixes the codewords for `residuals`, with numbers of the Gumbel distribution from `noise`.
     pub(super) fn forward(
         residuals: &[f32],
         codebook: &[f32],
         dim: usize,
         temperature: f32,
-        rng: &mut ChaCha8Rng,
+        noise: &mut dyn FnMut() -> f32,
+    ) -> Self {
+        Self::mix(residuals, codebook, dim, temperature, None, noise)
+    }
+
+    /// As [`Soft::forward`], at the given precision or that of the residuals.
+    pub(super) fn mix(
+        residuals: &[f32],
+        codebook: &[f32],
+        dim: usize,
+        temperature: f32,
+        precision: Option<f32>,
+        noise: &mut dyn FnMut() -> f32,
     ) -> Self {
         let (rows, size) = (residuals.len() / dim, codebook.len() / dim);
         let mut shares = vec![0.0; rows * size];
+        let mut left = 0.0;
         for (shares, r) in shares.chunks_exact_mut(size).zip(residuals.chunks_exact(dim)) {
             for (share, e) in shares.iter_mut().zip(codebook.chunks_exact(dim)) {
-                let noise = -(-(1.0 - rng.random::<f32>()).max(1e-20).ln()).max(1e-20).ln();
-                *share = (noise - squared_distance(r, e)) / temperature;
+                *share = squared_distance(r, e);
             }
+            left += f64::from(shares.iter().copied().fold(f32::INFINITY, f32::min));
+        }
+        let precision = precision.unwrap_or_else(|| (0.5 / (left / residuals.len().max(1) as f64).max(1e-12)) as f32);
+        for shares in shares.chunks_exact_mut(size) {
+            shares.iter_mut().for_each(|share| *share = (noise() - precision * *share) / temperature);
             let most = shares.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             shares.iter_mut().for_each(|share| *share = (*share - most).exp());
             let sum: f32 = shares.iter().sum();
@@ -98,7 +121,7 @@ impl Soft {
         }
         let mut mixed = vec![0.0; rows * dim];
         matmul(&mut mixed, Matrix::new(&shares, rows, size), Matrix::new(codebook, size, dim));
-        Self { residuals: residuals.to_vec(), shares, mixed, temperature }
+        Self { residuals: residuals.to_vec(), shares, mixed, temperature, precision }
     }
 
     /// Code with the largest share of each row.
@@ -130,12 +153,12 @@ impl Soft {
         for (c, (book, through)) in book.chunks_exact_mut(dim).zip(through.chunks_exact(dim)).enumerate() {
             let sum: f32 = logits.iter().skip(c).step_by(size).sum();
             for ((book, x), e) in book.iter_mut().zip(through).zip(&codebook[c * dim..]) {
-                *book += 2.0 * (x - sum * e);
+                *book += 2.0 * self.precision * (x - sum * e);
             }
         }
         let mut back = vec![0.0; rows * dim];
         matmul(&mut back, change, e);
-        back.iter_mut().for_each(|x| *x *= 2.0);
+        back.iter_mut().for_each(|x| *x *= 2.0 * self.precision);
         back
     }
 }
@@ -214,7 +237,10 @@ mod tests {
         let mut draw = SeededRng::new(2).stream("soft");
         let mut random = |n: usize| (0..n).map(|_| draw.random::<f32>() * 2.0 - 1.0).collect::<Vec<f32>>();
         let (r, e, g) = (random(rows * dim), random(size * dim), random(rows * dim));
-        let forward = |r: &[f32], e: &[f32]| Soft::forward(r, e, dim, 0.7, &mut SeededRng::new(5).stream("noise"));
+        let forward = |r: &[f32], e: &[f32]| {
+            let mut rng = SeededRng::new(5).stream("noise");
+            Soft::mix(r, e, dim, 0.7, Some(1.3), &mut || gumbel(&mut rng))
+        };
         let value = |r: &[f32], e: &[f32]| dot(&forward(r, e).mixed, &g);
         let mut book = vec![0.0; size * dim];
         let back = forward(&r, &e).backward(&g, &e, dim, &mut book);

@@ -4,12 +4,15 @@
 //! residuals of random items. In the second half the weights are judged now and then, and the best are kept.
 
 use super::averages::Averages;
+use super::batch::Source;
 use super::config::RqVaeConfig;
-use super::estimator::CodebookUpdate;
+use super::diversity::{Groups, diversity};
+use super::estimator::{CodebookUpdate, gumbel};
 use super::optim::AdamW;
-use super::rqvae::{RqVae, SHARD, Shard};
+use super::pass::{Shard, Step};
+use super::rqvae::RqVae;
 use crate::cluster::{KmeansConfig, lloyd, squared_norms};
-use crate::quantize::{FitProgress, QuantizerConfig, ResidualQuantizer};
+use crate::quantize::{Behavior, FitProgress, QuantizerConfig, ResidualQuantizer};
 use crate::{Error, Result, SeededRng, SidStats};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -18,18 +21,21 @@ use rayon::prelude::*;
 const STAGE: &str = "rqvae";
 const INIT_ITERATIONS: usize = 20;
 
-/// Fits a network to standardised content (items, dim), whose rows come in the order of a hash of their content.
+/// Fits a network to standardised content (items, dim), whose rows come in the order of a hash of their content, as do
+/// those of `behavior`.
 pub(super) fn fit(
     config: &QuantizerConfig,
     content: &[f32],
     dim: usize,
+    behavior: &Behavior,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<RqVae> {
     let rng = SeededRng::new(config.seed);
-    let (options, levels, size) = (&config.rqvae, config.levels, config.codebook_size as usize);
+    let options = &config.rqvae;
     let items = content.len() / dim;
+    let source = Source::new(options, config.levels, content, dim, behavior, config.seed)?;
     let total = options.epochs_over(items);
-    let mut model = RqVae::new(options, dim, levels, size, &rng);
+    let mut model = RqVae::new(options, dim, &config.sizes(), &rng)?;
     init_codebooks(&mut model, config, content, &rng);
 
     let mut optim = AdamW::new(model.params.len(), options.weight_decay);
@@ -38,43 +44,54 @@ pub(super) fn fit(
     let mut step = 0u64;
     let mut averages = Averages::new(options.decay, &model.codebooks, options.latent_dim);
     let mut shards: Vec<Shard> = Vec::new();
-    shards.resize_with(options.batch_size.min(items).div_ceil(SHARD), Shard::default);
+    let per_shard = source.items_per_shard();
+    shards.resize_with(options.batch_size.min(items).div_ceil(per_shard), Shard::default);
     let mut order: Vec<u32> = (0..items as u32).collect();
     let last_reset = (total as f64 * options.reset_until) as usize;
     let mut best: Option<(Judgement, RqVae)> = None;
     for done in 1..=total {
         order.shuffle(&mut rng.stream_at("shuffle", done as u64));
         let learning_rate = learning_rate(options, done - 1, total);
-        let mut used = vec![false; levels * size];
-        let mut loss = 0.0;
+        let temperature = options.temperature_at(done, total);
+        let groups = groups(&model, options, &rng, done);
+        let mut used = vec![false; model.codewords()];
+        let (mut loss, mut seen) = (0.0, 0);
         for batch in order.chunks(options.batch_size) {
             let norms = squared_norms(&model.codebooks, options.latent_dim);
-            let scale = 1.0 / batch.len() as f32;
-            let active = &mut shards[..batch.len().div_ceil(SHARD)];
+            let rows = source.count(batch);
+            let active = &mut shards[..batch.len().div_ceil(per_shard)];
             step += 1;
-            active.par_iter_mut().zip(batch.par_chunks(SHARD)).enumerate().for_each(|(at, (shard, rows))| {
-                shard.x.clear();
-                for &i in rows {
-                    shard.x.extend_from_slice(&content[i as usize * dim..][..dim]);
-                }
-                let mut noise = rng.stream_at("noise", (step << 20) + at as u64);
-                model.backward(shard, &norms, scale, &mut noise);
+            let now = Step { norms: &norms, scale: 1.0 / rows as f32, temperature };
+            active.par_iter_mut().zip(batch.par_chunks(per_shard)).enumerate().for_each(|(at, (shard, items))| {
+                let counter = (step << 20) + at as u64;
+                source.fill(&mut shard.rows, items, counter);
+                let mut noise = rng.stream_at("noise", counter);
+                model.backward(shard, &now, &mut || gumbel(&mut noise));
             });
-            let batch_loss: f64 = active.iter().map(|shard| shard.loss).sum();
+            let mut batch_loss: f64 = active.iter().map(|shard| model.loss(&shard.terms)).sum();
+            let mut books: Vec<&[f32]> = active.iter().map(|shard| &shard.book[..]).collect();
+            let spread;
+            if let Some(groups) = &groups {
+                let mut draw = rng.stream_at("diversity", step);
+                let (part, book) = spread_codes(&model, active, groups, now.scale, &mut draw);
+                batch_loss += part;
+                spread = book;
+                books.push(&spread);
+            }
             if !batch_loss.is_finite() {
                 return Err(Error::NonFinite { what: "loss of the RQ-VAE".into(), step: done as u64 });
             }
             loss += batch_loss;
+            seen += rows;
             for shard in &*active {
                 used.iter_mut().zip(&shard.counts).for_each(|(used, count)| *used |= *count > 0.0);
             }
             let grads: Vec<&[f32]> = active.iter().map(|shard| &shard.grads[..]).collect();
             optim.step(&mut model.params, &grads, learning_rate);
-            let chosen: Vec<_> = active.iter().map(|shard| (&shard.counts[..], &shard.sums[..])).collect();
             if by_gradient {
-                let grads: Vec<&[f32]> = active.iter().map(|shard| &shard.book[..]).collect();
-                book_optim.step(&mut model.codebooks, &grads, learning_rate);
+                book_optim.step(&mut model.codebooks, &books, learning_rate);
             } else {
+                let chosen: Vec<_> = active.iter().map(|shard| (&shard.counts[..], &shard.sums[..])).collect();
                 averages.update(&mut model.codebooks, &chosen);
             }
         }
@@ -90,9 +107,35 @@ pub(super) fn fit(
                 best = Some((judgement, model.clone()));
             }
         }
-        progress(FitProgress { stage: STAGE, done, total, loss: Some(loss / items as f64) });
+        progress(FitProgress { stage: STAGE, done, total, loss: Some(loss / seen as f64) });
     }
     Ok(best.map_or(model, |(_, model)| model))
+}
+
+/// Groups of the codewords of every level, where diversity asks for them.
+fn groups(model: &RqVae, options: &RqVaeConfig, rng: &SeededRng, epoch: usize) -> Option<Vec<Groups>> {
+    let of = |level: usize| {
+        let seed = rng.key("groups", (epoch as u64) << 8 | level as u64);
+        Groups::of(&model.codebooks[model.codebook(level)], options.latent_dim, options.diversity_groups, seed)
+    };
+    (options.diversity_weight > 0.0).then(|| (0..model.levels()).map(of).collect())
+}
+
+/// Loss of diversity over the rows of `shards`, summed and weighted, and its gradient for all codebooks.
+fn spread_codes(model: &RqVae, shards: &[Shard], groups: &[Groups], scale: f32, rng: &mut impl Rng) -> (f64, Vec<f32>) {
+    let weight = model.config.diversity_weight;
+    let mut grad = vec![0.0; model.codebooks.len()];
+    let mut loss = 0.0;
+    for (level, groups) in groups.iter().enumerate() {
+        let (places, range) = (model.places(level), model.codebook(level));
+        let mut counts = vec![0.0; places.len()];
+        for shard in shards {
+            counts.iter_mut().zip(&shard.counts[places.clone()]).for_each(|(sum, count)| *sum += count);
+        }
+        let (codebook, partners) = (&model.codebooks[range.clone()], groups.draw(rng));
+        loss += diversity(codebook, model.latent_dim(), &counts, &partners, weight * scale, &mut grad[range]);
+    }
+    (f64::from(weight) * loss, grad)
 }
 
 /// Constant for two thirds of the epochs, then half a cosine down to a hundredth.
@@ -102,13 +145,15 @@ fn learning_rate(options: &RqVaeConfig, epoch: usize, total: usize) -> f32 {
 }
 
 fn init_codebooks(model: &mut RqVae, config: &QuantizerConfig, content: &[f32], rng: &SeededRng) {
-    let limit = config.rkmeans.items_per_code.max(1).saturating_mul(config.codebook_size as usize);
+    let sizes = config.sizes();
+    let largest = sizes.iter().copied().max().unwrap_or(1) as usize;
+    let limit = config.rkmeans.items_per_code.max(1).saturating_mul(largest);
     let limit = limit.saturating_mul(model.content_dim()).min(content.len());
     // Rows come in the order of a hash, so the first ones are a random draw.
     let mut residuals = model.encode(&content[..limit]);
-    for level in 0..config.levels {
+    for (level, &size) in sizes.iter().enumerate() {
         let kmeans = KmeansConfig {
-            k: config.codebook_size as usize,
+            k: size as usize,
             iterations: INIT_ITERATIONS,
             tolerance: 1e-3,
             seed: rng.key("codebook", level as u64),
@@ -122,13 +167,14 @@ fn init_codebooks(model: &mut RqVae, config: &QuantizerConfig, content: &[f32], 
 
 /// Sets every codeword that no item took to a random one of `residuals`, per level (rows, dim).
 fn revive(model: &mut RqVae, averages: &mut Averages, used: &[bool], residuals: &[Vec<f32>], rng: &mut impl Rng) {
-    let (dim, size) = (model.latent_dim(), used.len() / residuals.len());
-    for place in (0..used.len()).filter(|&place| !used[place]) {
-        let residuals = &residuals[place / size];
-        let row = rng.random_range(0..residuals.len() / dim);
-        let residual = &residuals[row * dim..][..dim];
-        model.codebooks[place * dim..][..dim].copy_from_slice(residual);
-        averages.restart(place, residual);
+    let dim = model.latent_dim();
+    for (level, residuals) in residuals.iter().enumerate() {
+        for place in model.places(level).filter(|&place| !used[place]) {
+            let row = rng.random_range(0..residuals.len() / dim);
+            let residual = &residuals[row * dim..][..dim];
+            model.codebooks[place * dim..][..dim].copy_from_slice(residual);
+            averages.restart(place, residual);
+        }
     }
 }
 

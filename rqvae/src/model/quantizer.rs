@@ -3,8 +3,10 @@
 use super::config::RqVaeConfig;
 use super::fit::fit;
 use super::rqvae::RqVae;
-use crate::quantize::{Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order};
-use crate::{Artefact, ArtefactWriter, Error, LastLevel, Result, Vectors};
+use crate::quantize::{
+    Behavior, Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, check_codes, content_order,
+};
+use crate::{Artefact, ArtefactWriter, CodeMatrix, Error, LastLevel, Result, Vectors};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -21,17 +23,24 @@ pub struct RqVaeQuantizer {
 }
 
 impl RqVaeQuantizer {
-    /// Fits `content` (items, dim). The order of the items makes no difference.
+    /// Fits `content` (items, dim) and what `behavior` says of the same items. Their order makes no difference.
     ///
     /// # Errors
-    /// The configuration is invalid, or there are no items, or a vector is not finite, or the training diverged.
-    pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
+    /// The configuration is invalid or asks for behaviour that is not there, or there are no items, or a vector is not
+    /// finite, or the training diverged.
+    pub fn fit(
+        config: &QuantizerConfig,
+        content: &Vectors,
+        behavior: &Behavior,
+        progress: &mut dyn FnMut(FitProgress),
+    ) -> Result<Self> {
         config.validate()?;
         let order = content_order(content)?;
         let (mean, deviation) = moments(content, &order);
         let rows = standardized(content, &order, &mean, &deviation);
-        let model = fit(config, &rows, content.dim, progress)?;
-        let sizes = vec![config.codebook_size; config.levels];
+        behavior.check(content.rows())?;
+        let model = fit(config, &rows, content.dim, &behavior.select(&order), progress)?;
+        let sizes = config.sizes();
         Ok(Self { config: config.rqvae.clone(), sizes, mean, deviation, model })
     }
 
@@ -49,6 +58,17 @@ impl RqVaeQuantizer {
         }
         let order: Vec<u32> = (0..content.rows() as u32).collect();
         Ok(standardized(content, &order, &self.mean, &self.deviation))
+    }
+
+    /// Standardised rows back to content.
+    fn restore(&self, mut data: Vec<f32>) -> Vectors {
+        let dim = self.mean.len();
+        data.par_chunks_exact_mut(dim).for_each(|row| {
+            for ((x, mean), deviation) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
+                *x = *x * deviation + mean;
+            }
+        });
+        Vectors { dim, data }
     }
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
@@ -74,14 +94,13 @@ impl SidEncoder for RqVaeQuantizer {
     }
 
     fn encode(&self, content: &Vectors) -> Result<Encoded> {
-        let (dim, rows) = (self.mean.len(), self.rows(content)?);
-        let (codes, mut data) = self.model.round_trip(&rows);
-        data.par_chunks_exact_mut(dim).for_each(|row| {
-            for ((x, mean), deviation) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
-                *x = *x * deviation + mean;
-            }
-        });
-        Ok(Encoded::new(codes, Vectors { dim, data }, content))
+        let (codes, data) = self.model.round_trip(&self.rows(content)?);
+        Ok(Encoded::new(codes, self.restore(data), content))
+    }
+
+    fn decode(&self, codes: &CodeMatrix) -> Result<Option<Vectors>> {
+        check_codes(codes, &self.sizes)?;
+        Ok(Some(self.restore(self.model.decode(&self.model.quantizer().lookup(codes)))))
     }
 
     fn last_level(&self, content: &Vectors) -> Result<Option<LastLevel>> {

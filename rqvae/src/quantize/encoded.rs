@@ -33,9 +33,16 @@ impl Encoded {
         square_sum(&self.reconstruction.data, &content.data) / content.data.len().max(1) as f64
     }
 
-    /// Share of the variance of `content` (items, dim) that the codes do not explain:
-    /// the sum of `|x - x_hat|^2` over that of `|x - mean|^2`, 0 where nothing varies.
+    /// [`Vectors::unexplained`] of the reconstruction.
     pub fn relative_error(&self, content: &Vectors) -> f64 {
+        self.reconstruction.unexplained(content)
+    }
+}
+
+impl Vectors {
+    /// Share of the variance of `content` (items, dim) that these vectors, taken as its reconstruction, do not explain:
+    /// the sum of `|x - x_hat|^2` over that of `|x - mean|^2`, 0 where nothing varies.
+    pub fn unexplained(&self, content: &Vectors) -> f64 {
         let mut mean = vec![0f64; content.dim];
         let (rows, mut total, mut spread) = (content.rows().max(1) as f64, 0.0, 0.0);
         for row in content.data.chunks_exact(content.dim) {
@@ -48,7 +55,7 @@ impl Encoded {
             }
         }
         // Below the rounding of f32 there is no variance to explain.
-        if spread <= total * 1e-12 { 0.0 } else { square_sum(&self.reconstruction.data, &content.data) / spread }
+        if spread <= total * 1e-12 { 0.0 } else { square_sum(&self.data, &content.data) / spread }
     }
 }
 

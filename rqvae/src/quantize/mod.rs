@@ -1,13 +1,19 @@
 //! Content vectors become codes: what every quantiser does, and which ones there are.
 
+mod behavior;
 mod config;
 mod encoded;
 mod lsh;
+#[cfg(test)]
+mod method_tests;
+#[cfg(test)]
+mod option_tests;
 mod random;
 mod residual;
 mod vectors;
 
-pub use config::{FitProgress, Method, QuantizerConfig, fit_quantizer, load_quantizer};
+pub use behavior::Behavior;
+pub use config::{FitProgress, Method, QuantizerConfig, fit_quantizer, fit_quantizer_with, load_quantizer};
 pub use encoded::Encoded;
 pub use lsh::Lsh;
 pub use random::RandomIds;
@@ -15,7 +21,7 @@ pub(crate) use residual::{ResidualQuantizer, unit};
 pub use vectors::Vectors;
 pub(crate) use vectors::content_order;
 
-use crate::{LastLevel, Result};
+use crate::{CodeMatrix, Error, LastLevel, Result};
 use std::path::Path;
 
 pub(crate) const FILE: &str = "quantizer.safetensors";
@@ -37,9 +43,32 @@ pub trait SidEncoder: Send + Sync {
         Ok(None)
     }
 
+    /// Content as `codes` (items, levels) tell it, whoever chose them: (items, dim); `None` for methods that have no
+    /// [`SidEncoder::last_level`].
+    ///
+    /// # Errors
+    /// The codes are not of this quantiser.
+    fn decode(&self, codes: &CodeMatrix) -> Result<Option<Vectors>> {
+        check_codes(codes, self.codebook_sizes())?;
+        Ok(None)
+    }
+
     /// Writes `quantizer.safetensors` into the folder `dir`.
     fn save(&self, dir: &Path) -> Result<()>;
 
     /// Name of the method, as on the command line.
     fn method(&self) -> &'static str;
+}
+
+/// Refuses `codes` (items, levels) that a quantiser with codebooks of `sizes` cannot have made.
+pub(crate) fn check_codes(codes: &CodeMatrix, sizes: &[u32]) -> Result<()> {
+    if codes.levels() != sizes.len() {
+        return Err(Error::shape("codes", format!("{} levels", sizes.len()), codes.levels()));
+    }
+    for (level, &size) in sizes.iter().enumerate() {
+        if let Some(code) = (0..codes.rows()).map(|i| codes.row(i)[level]).find(|code| u32::from(*code) >= size) {
+            return Err(Error::shape(&format!("code of level {level}"), format!("below {size}"), code));
+        }
+    }
+    Ok(())
 }

@@ -29,7 +29,7 @@ impl RandomIds {
             }
         }
         let mean = mean.iter().map(|&x| x as f32).collect();
-        Ok(Self { sizes: vec![config.codebook_size; config.levels], seed: config.seed, mean })
+        Ok(Self { sizes: config.sizes(), seed: config.seed, mean })
     }
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {

@@ -15,7 +15,8 @@ use super::{ContentEncoder, normalize};
 use crate::{Error, Result, SeededRng, Vectors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use svd::{Sparse, add_rows};
+use svd::add_rows;
+pub(crate) use svd::{Sparse, right_singular_vectors};
 use terms::KINDS;
 
 /// Settings of an [`LsaEncoder`].
@@ -119,7 +120,7 @@ impl LsaEncoder {
         drop(counted);
         let matrix = Sparse::new(encoder.terms.len(), rows);
         let rng = SeededRng::new(config.seed);
-        let (mut right, values) = svd::right_singular_vectors(&matrix, config.dim, 16, config.iterations, rng);
+        let (mut right, values) = right_singular_vectors(&matrix, config.dim, 16, config.iterations, rng);
         for row in right.chunks_exact_mut(config.dim) {
             for (x, value) in row.iter_mut().zip(&values) {
                 *x *= if *value > 0.0 { (value / values[0]).powf(config.spectrum - 1.0) } else { 0.0 };

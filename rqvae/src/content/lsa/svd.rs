@@ -13,14 +13,14 @@ use rayon::prelude::*;
 const CHUNK: usize = 1024;
 
 /// A sparse matrix by rows: row i holds `entries[starts[i]..starts[i + 1]]`, columns ascending.
-pub(super) struct Sparse {
+pub(crate) struct Sparse {
     pub(super) columns: usize,
     pub(super) starts: Vec<usize>,
     pub(super) entries: Vec<(u32, f32)>,
 }
 
 impl Sparse {
-    pub(super) fn new(columns: usize, rows: Vec<Vec<(u32, f32)>>) -> Self {
+    pub(crate) fn new(columns: usize, rows: Vec<Vec<(u32, f32)>>) -> Self {
         let mut starts = Vec::with_capacity(rows.len() + 1);
         let mut entries = Vec::with_capacity(rows.iter().map(Vec::len).sum());
         starts.push(0);
@@ -81,7 +81,7 @@ pub(super) fn add_rows(sparse: &[(u32, f32)], dense: &[f32], out: &mut [f32]) {
 /// Right singular vectors (columns, dim) row-major, and singular values (dim,), descending.
 ///
 /// Missing rank shows as singular values and vectors of zero. The sign of a vector makes its largest entry positive.
-pub(super) fn right_singular_vectors(
+pub(crate) fn right_singular_vectors(
     matrix: &Sparse,
     dim: usize,
     oversample: usize,
