@@ -2,7 +2,9 @@
 //!
 //! Run: `CANDLE_NUM_THREADS=1 cargo bench -p seqmodel --bench tiger_decode -- [--json] [--rounds N] [--items N --levels L
 //! --codebook-size V --history H --beam W --batch B]`. Default: the paper's sizes, random weights, a catalogue of 12,101
-//! items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT with 30 beams.
+//! items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT with 30 beams. Beside
+//! the clock's times stand those of the processor, of all threads together, which a busy machine disturbs less; the share
+//! of peak is that of fused multiply-adds on so many cores' time.
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
@@ -11,6 +13,7 @@ use seqmodel::nn::Parameters;
 use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
 use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession};
 use serde_json::json;
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,6 +58,35 @@ fn quantile(times: &[f64], share: f64) -> f64 {
     times[((times.len() - 1) as f64 * share).round() as usize]
 }
 
+/// Milliseconds that this process's threads have run so far; 0 where the system does not tell.
+fn cpu_ms() -> f64 {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let run = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
+    run.filter_map(|text| text.split_whitespace().next()?.parse::<f64>().ok()).sum::<f64>() / 1e6
+}
+
+/// Billions of multiplications and additions a second that this thread's core does when nothing else holds it up.
+fn peak_gflops() -> f64 {
+    struct Peak;
+    impl pulp::WithSimd for Peak {
+        type Output = f64;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
+            let (one, small) = (simd.splat_f32s(black_box(1.0)), simd.splat_f32s(black_box(1e-9)));
+            let mut sums = [one; 12];
+            let begin = cpu_ms();
+            for _ in 0..4_000_000 {
+                sums.iter_mut().for_each(|sum| *sum = simd.mul_add_f32s(one, small, *sum));
+            }
+            let ms = cpu_ms() - begin;
+            black_box(simd.reduce_sum_f32s(sums.into_iter().fold(one, |a, b| simd.add_f32s(a, b))));
+            (2 * 12 * 4 * S::F32_LANES) as f64 / ms
+        }
+    }
+    (0..5).map(|_| pulp::Arch::new().dispatch(Peak)).fold(0.0, f64::max)
+}
+
 /// Multiplications and additions of a request, in billions.
 fn giga_flops(config: &TigerConfig, seq: usize, beam: usize, levels: usize, codes: usize) -> f64 {
     let inner = config.heads * config.head_dim;
@@ -89,10 +121,12 @@ fn main() {
     if alone {
         cases = vec![(args.number("--batch", 1), args.number("--beam", 50))];
     }
+    let peak = peak_gflops();
     for (batch, beam) in cases {
         let beams = BeamConfig::uniform(beam, levels, beam);
         let live = vec![LiveMask::all(&trie); batch];
-        let (mut plain, mut fast, mut encode, mut decode, mut select) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut plain, mut fast, mut cpu, mut encode, mut decode) = (vec![], vec![], vec![], vec![], vec![]);
+        let mut select = vec![];
         let (mut gap, mut same, mut all) = (0f32, 0usize, 0u32);
         let rounds = if batch > 1 { rounds.div_ceil(5) } else { rounds };
         for round in 0..rounds + 2 {
@@ -104,11 +138,11 @@ fn main() {
             let mut session = TigerSession::new(&model, &histories).expect("histories");
             let (_, _, expected) = search(&CpuKernel::new(&trie), &mut session, &beams, &live);
             let plain_ms = begin.elapsed().as_secs_f64() * 1e3;
-            let begin = Instant::now();
+            let (begin, cpu_before) = (Instant::now(), cpu_ms());
             let mut session = packed.session(&histories);
             let encode_ms = begin.elapsed().as_secs_f64() * 1e3;
             let (model_ms, select_ms, found) = search(&SimdKernel::new(&trie), &mut session, &beams, &live);
-            let fast_ms = begin.elapsed().as_secs_f64() * 1e3;
+            let (fast_ms, cpu_ms) = (begin.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu_before);
             for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
                 gap = gap.max((a.log_prob - b.log_prob).abs());
                 same += usize::from(a.item == b.item);
@@ -117,6 +151,7 @@ fn main() {
             if round >= 2 {
                 plain.push(plain_ms);
                 fast.push(fast_ms);
+                cpu.push(cpu_ms);
                 encode.push(encode_ms);
                 decode.push(model_ms);
                 select.push(select_ms);
@@ -125,19 +160,20 @@ fn main() {
         let half = |times: &[f64]| quantile(times, 0.5);
         let gflop = giga_flops(&config, history * levels, beam, levels, codes) * batch as f64;
         let line = json!({
-            "name": "tiger_decode", "device": "cpu", "threads": rayon_threads(batch),
+            "name": "tiger_decode", "device": "cpu", "threads": threads(),
             "params": {"items": items, "levels": levels, "codebook_size": codes, "history": history, "beam": beam, "batch": batch},
             "p50_ms": half(&fast), "p99_ms": quantile(&fast, 0.99), "per_second": 1e3 * batch as f64 / half(&fast),
             "plain_p50_ms": half(&plain), "times_faster": half(&plain) / half(&fast), "encode_ms": half(&encode),
             "model_ms": half(&decode), "select_ms": half(&select), "select_share": half(&select) / (half(&decode) + half(&select)),
-            "gflops": gflop / half(&fast) * 1e3, "pack_ms": pack_ms,
+            "gflops": gflop / half(&fast) * 1e3, "cpu_p50_ms": half(&cpu), "peak_gflops_per_core": peak,
+            "share_of_peak": gflop / half(&cpu) * 1e3 / peak, "pack_ms": pack_ms,
             "checks": {"largest_gap": gap, "same_item_at_rank": same as f64 / f64::from(all)},
         });
         if json {
             println!("{line}");
         } else {
             println!(
-                "batch {batch:2}, {beam} beams: packed {:7.2} ms (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; {:.0} GFLOP/s; gap {gap:.1e}, same {same} of {all}",
+                "batch {batch:2}, {beam} beams: packed {:7.2} ms (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; {:.2} ms of processor, {:.0} % of peak; gap {gap:.1e}, same {same} of {all}",
                 half(&fast),
                 half(&encode),
                 half(&decode),
@@ -145,7 +181,8 @@ fn main() {
                 100.0 * half(&select) / (half(&decode) + half(&select)),
                 half(&plain),
                 half(&plain) / half(&fast),
-                gflop / half(&fast) * 1e3,
+                half(&cpu),
+                100.0 * gflop / half(&cpu) * 1e3 / peak,
             );
         }
     }
@@ -188,7 +225,7 @@ fn rqt(features: ItemFeatures, trie: &Trie, rounds: usize, json: bool) {
         if json {
             let params = json!({"items": items, "levels": trie.levels(), "beam": 30, "batch": batch});
             let line = json!({
-                "name": "rqt_decode", "device": "cpu", "threads": rayon_threads(batch), "params": params, "p50_ms": fast_ms,
+                "name": "rqt_decode", "device": "cpu", "threads": threads(), "params": params, "p50_ms": fast_ms,
                 "p99_ms": quantile(fast, 0.99), "per_second": 1e3 * batch as f64 / fast_ms, "plain_p50_ms": slow_ms,
                 "times_faster": slow_ms / fast_ms, "checks": {"largest_gap": gap},
             });
@@ -202,7 +239,7 @@ fn rqt(features: ItemFeatures, trie: &Trie, rounds: usize, json: bool) {
     }
 }
 
-/// A single request runs on the calling thread.
-fn rayon_threads(batch: usize) -> usize {
-    if batch == 1 { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(batch) }
+/// A batch has a thread for each request, a single request all that are free.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -30,7 +30,7 @@ pub use generative::{Generative, Generator, Guidance, Search};
 pub use items::ItemFeatures;
 pub use metrics::{Metrics, Ranks};
 pub use objectives::{RqtObjective, SasRecObjective, TigerObjective};
-pub use packed::PackedSession;
+pub use packed::{PackedSession, Precision};
 pub use retrieve::{Query, Retriever, Scored};
 
 #[cfg(test)]

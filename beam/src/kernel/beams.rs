@@ -51,6 +51,8 @@ pub(super) struct Beam {
 pub(super) struct Room {
     pub(super) keys: Vec<CandidateKey>,
     pub(super) children: Vec<Child>,
+    /// Children of each beam.
+    pub(super) places: Vec<Range<NodeId>>,
     /// The result: the best children, best first.
     pub(super) kept: Vec<(Beam, Code)>,
 }

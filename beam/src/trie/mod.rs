@@ -94,9 +94,20 @@ impl Trie {
     /// When `level` has no such node or is that of the leaves.
     #[inline]
     pub fn children(&self, level: usize, node: NodeId) -> (Codes<'_>, Range<NodeId>) {
-        let words = self.words();
-        let range = self.layout.cuts[level].range(words, node as usize);
-        (self.layout.codes(words, level, range.clone()), range)
+        let range = self.places_of_children(level, node);
+        (self.codes_of(level, range.clone()), range)
+    }
+
+    /// Numbers of the children of `node` of `level`.
+    #[inline]
+    pub(crate) fn places_of_children(&self, level: usize, node: NodeId) -> Range<NodeId> {
+        self.layout.cuts[level].range(self.words(), node as usize)
+    }
+
+    /// Codes of some nodes of `level + 1`.
+    #[inline]
+    pub(crate) fn codes_of(&self, level: usize, nodes: Range<NodeId>) -> Codes<'_> {
+        self.layout.codes(self.words(), level, nodes)
     }
 
     /// Items of a leaf: several where items share an ID.

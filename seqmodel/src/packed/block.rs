@@ -1,23 +1,21 @@
 //! A transformer block with packed weights, run for one request in memory that is kept from step to step.
 //!
 //! Norm weights are folded into the products behind them. Keys and values that several queries read, those of a
-//! history, are packed per head once; the keys of a beam's own path are read where the earlier steps left them.
+//! history, are packed per head once; the keys of a beam's own path are read where the earlier steps left them. Rows
+//! can be parted among threads: a row's result depends on no other row of its step.
 
-use super::matrix::{Into, Packed, Rows};
+use super::matrix::{Into, Packed, Precision, Rows};
+use super::parts::on_threads;
 use crate::Result;
 use crate::nn::{
     Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, sum_of, vectorized, with_values,
 };
 
 /// Norm in front of a projection, both as one matrix.
-fn folded(norm: Option<&RmsNorm>, linear: &[&Linear], scale: f32) -> Result<Packed> {
+fn folded(norm: Option<&RmsNorm>, linear: &Linear, scale: f32) -> Result<Packed> {
     let scales = norm.map(|norm| with_values(norm.weight(), <[f32]>::to_vec)).transpose()?;
-    let mut rows = Vec::new();
-    let mut inputs = 0;
-    for linear in linear {
-        inputs = linear.weight().dim(1)?;
-        with_values(&linear.weight().contiguous()?, |values| rows.extend_from_slice(values))?;
-    }
+    let inputs = linear.weight().dim(1)?;
+    let rows = with_values(&linear.weight().contiguous()?, <[f32]>::to_vec)?;
     let at = |output: usize, input: usize| {
         rows[output * inputs + input] * scale * scales.as_ref().map_or(1.0, |scales| scales[input])
     };
@@ -43,15 +41,14 @@ pub(crate) struct PackedMemory {
     values: Vec<Packed>,
 }
 
-/// Rows that a step needs; grows to the largest step and stays.
+/// Rows that a thread needs; grows to the largest step and stays.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
-    normed: Vec<f32>,
+    pub(super) normed: Vec<f32>,
     projected: Vec<f32>,
     mixed: Vec<f32>,
     scores: Vec<f32>,
     hidden: Vec<f32>,
-    memory: PackedMemory,
 }
 
 /// Additions to attention scores: (heads, distances), the distance 0 at `zero`, keys behind the query to its right.
@@ -63,28 +60,28 @@ pub(crate) struct Bias {
 }
 
 impl PackedBlock {
-    pub(crate) fn new(block: &Block) -> Result<Self> {
+    pub(crate) fn new(block: &Block, precision: Precision) -> Result<Self> {
         let (attention_norm, attention) = block.attention();
         let shape = attention.shape();
         // The scale of the scores goes into the queries.
         let scale = if shape.scaled { (shape.head_dim as f32).powf(-0.5) } else { 1.0 };
         let (query, key_value, output) = attention.projections();
-        let scaled = folded(Some(attention_norm), &[query], scale)?;
-        let rest = folded(Some(attention_norm), &[key_value], 1.0)?;
+        let scaled = folded(Some(attention_norm), query, scale)?;
+        let rest = folded(Some(attention_norm), key_value, 1.0)?;
         let memory = block.memory().map(|(norm, attention): (&RmsNorm, &Attention)| {
             let (query, key_value, output) = attention.projections();
-            let query = folded(Some(norm), &[query], scale)?;
-            Result::Ok((query, folded(None, &[key_value], 1.0)?, folded(None, &[output], 1.0)?))
+            let parts = (folded(Some(norm), query, scale)?, folded(None, key_value, 1.0)?, folded(None, output, 1.0)?);
+            Result::Ok((parts.0.stored_as(precision), parts.1.stored_as(precision), parts.2.stored_as(precision)))
         });
         let (norm, feed_forward) = block.feed_forward();
         let (inner, outer) = feed_forward.projections();
         Ok(Self {
             shape,
-            query_key_value: Packed::join(&scaled, &rest),
-            output: folded(None, &[output], 1.0)?,
+            query_key_value: Packed::join(&scaled, &rest).stored_as(precision),
+            output: folded(None, output, 1.0)?.stored_as(precision),
             memory: memory.transpose()?,
-            inner: folded(Some(norm), &[inner], 1.0)?,
-            outer: folded(None, &[outer], 1.0)?,
+            inner: folded(Some(norm), inner, 1.0)?.stored_as(precision),
+            outer: folded(None, outer, 1.0)?.stored_as(precision),
         })
     }
 
@@ -92,40 +89,55 @@ impl PackedBlock {
         self.shape.heads * self.shape.head_dim
     }
 
-    /// All positions of one history attend to each other: x (seq, dim).
-    pub(crate) fn encode(&self, x: &mut [f32], seq: usize, bias: &Bias, scratch: &mut Scratch) {
-        let (dim, width, hd) = (self.shape.dim, self.width(), self.shape.head_dim);
-        norm(x, dim, &mut scratch.normed);
-        let stride = 3 * width;
-        scratch.projected.resize(seq * stride, 0.0);
-        let rows = Rows { data: &scratch.normed, stride: dim, count: seq };
-        self.query_key_value.product(rows, &mut scratch.projected, stride, Into::Place);
-        let mut memory = std::mem::take(&mut scratch.memory);
-        memory.fill(&scratch.projected[width..], stride, seq, &self.shape);
-        scratch.mixed.resize(seq * width, 0.0);
-        for head in 0..self.shape.heads {
-            let queries = Rows { data: &scratch.projected[head * hd..], stride, count: seq };
-            let line = &bias.table[head * bias.distances..][..bias.distances];
-            let bias = |query: usize| &line[bias.zero - query..][..seq];
-            memory.attend(head, queries, Some(&bias), &mut scratch.scores, &mut scratch.mixed[head * hd..], width);
-        }
-        scratch.memory = memory;
-        let mixed = Rows { data: &scratch.mixed, stride: width, count: seq };
-        self.output.product(mixed, x, dim, Into::Sum);
-        self.feed_forward(x, seq, scratch);
+    /// Numbers that a row's key and value take.
+    pub(crate) fn key_value_width(&self) -> usize {
+        2 * self.width()
     }
 
-    /// One new position of each beam: x (rows, dim). `past[t]` holds what this block gave to `new` at step t: (rows of
-    /// the step, key, value); `ancestors` (rows, steps so far) says which of those rows a beam continues.
+    /// All positions of one history attend to each other: x (seq, dim), parted among the threads of `rooms`.
+    pub(crate) fn encode(&self, x: &mut [f32], bias: &Bias, memory: &mut PackedMemory, rooms: &mut [Scratch]) {
+        let (dim, width, hd) = (self.shape.dim, self.width(), self.shape.head_dim);
+        let (seq, stride) = (x.len() / dim, 3 * width);
+        let each = seq.div_ceil(rooms.len()).max(1);
+        on_threads(x.chunks(each * dim).zip(&mut *rooms), |(x, room)| {
+            norm(x, dim, &mut room.normed);
+            let count = x.len() / dim;
+            room.projected.resize(count * stride, 0.0);
+            let rows = Rows { data: &room.normed, stride: dim, count };
+            self.query_key_value.product(rows, &mut room.projected, stride, Into::Place);
+        });
+        memory.fill(seq, &self.shape, rooms.len(), |row| {
+            &rooms[row / each].projected[row % each * stride + width..][..2 * width]
+        });
+        let memory = &*memory;
+        on_threads(x.chunks_mut(each * dim).zip(rooms).enumerate(), |(part, (x, room))| {
+            let count = x.len() / dim;
+            room.mixed.resize(count * width, 0.0);
+            for head in 0..self.shape.heads {
+                let queries = Rows { data: &room.projected[head * hd..], stride, count };
+                let line = &bias.table[head * bias.distances..][..bias.distances];
+                let bias = |query: usize| &line[bias.zero - part * each - query..][..seq];
+                memory.attend(head, queries, Some(&bias), &mut room.scores, &mut room.mixed[head * hd..], width);
+            }
+            let mixed = Rows { data: &room.mixed, stride: width, count };
+            self.output.product(mixed, x, dim, Into::Sum);
+            self.feed_forward(x, room);
+        });
+    }
+
+    /// One new position of each beam: x (rows, dim), whose keys and values go to `new`: (rows, key, value). `past[t]`
+    /// holds those of step t; `ancestors` (rows, steps so far) says which of its rows a beam continues.
+    #[expect(clippy::too_many_arguments, reason = "what a request keeps, borrowed part by part")]
     pub(crate) fn step(
         &self,
         x: &mut [f32],
+        new: &mut [f32],
         bias: Option<&Bias>,
         memory: Option<&PackedMemory>,
         past: &[Vec<f32>],
         ancestors: &[u32],
         scratch: &mut Scratch,
-    ) -> Vec<f32> {
+    ) {
         let (dim, width) = (self.shape.dim, self.width());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
@@ -134,11 +146,13 @@ impl PackedBlock {
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
         self.query_key_value.product(normed, &mut scratch.projected, stride, Into::Place);
         let projected = &scratch.projected[..rows * stride];
-        let mut new = Vec::with_capacity(rows * 2 * width);
-        projected.chunks_exact(stride).for_each(|row| new.extend_from_slice(&row[width..]));
+        let rows_of_new = new.chunks_exact_mut(2 * width);
+        projected.chunks_exact(stride).zip(rows_of_new).for_each(|(row, new)| new.copy_from_slice(&row[width..]));
+        let new = &*new;
         scratch.mixed.resize(rows * width, 0.0);
-        let mixed = &mut scratch.mixed;
-        vectorized!(self.own_path(projected, bias, past, &new, ancestors, mixed));
+        scratch.scores.resize(past.len() + 1, 0.0);
+        let (mixed, weights) = (&mut scratch.mixed, &mut scratch.scores[..=past.len()]);
+        vectorized!(self.own_path(projected, bias, past, new, ancestors, mixed, weights));
         let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
         self.output.product(mixed, x, dim, Into::Sum);
         if let (Some((query, _, output)), Some(memory)) = (&self.memory, memory) {
@@ -153,25 +167,22 @@ impl PackedBlock {
             let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
             output.product(mixed, x, dim, Into::Sum);
         }
-        self.feed_forward(x, rows, scratch);
-        new
+        self.feed_forward(x, scratch);
     }
 
-    /// Keys and values of a history (seq, dim) for this block.
-    pub(crate) fn memory(&self, states: &[f32], seq: usize, scratch: &mut Scratch) -> PackedMemory {
-        let mut memory = PackedMemory::default();
-        if let Some((_, key_value, _)) = &self.memory {
-            let stride = 2 * self.width();
-            scratch.projected.resize(seq * stride, 0.0);
-            let states = Rows { data: states, stride: self.shape.dim, count: seq };
-            key_value.product(states, &mut scratch.projected, stride, Into::Place);
-            memory.fill(&scratch.projected, stride, seq, &self.shape);
-        }
-        memory
+    /// Keys and values of a history (seq, dim) for this block, in the memory of what was here before.
+    pub(crate) fn remember(&self, states: &[f32], memory: &mut PackedMemory, scratch: &mut Scratch) {
+        let Some((_, key_value, _)) = &self.memory else { return };
+        let (seq, stride) = (states.len() / self.shape.dim, 2 * self.width());
+        scratch.projected.resize(seq * stride, 0.0);
+        let states = Rows { data: states, stride: self.shape.dim, count: seq };
+        key_value.product(states, &mut scratch.projected, stride, Into::Place);
+        memory.fill(seq, &self.shape, 1, |row| &scratch.projected[row * stride..][..stride]);
     }
 
-    fn feed_forward(&self, x: &mut [f32], rows: usize, scratch: &mut Scratch) {
+    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch) {
         let (dim, hidden) = (self.shape.dim, self.inner.outputs());
+        let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
         scratch.hidden.resize(rows * hidden, 0.0);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
@@ -180,7 +191,8 @@ impl PackedBlock {
         self.outer.product(hidden_rows, x, dim, Into::Sum);
     }
 
-    /// Attention of each beam to its own few positions.
+    /// Attention of each beam to its own few positions, `weights` (steps so far + 1,) being room for one row.
+    #[expect(clippy::too_many_arguments, reason = "see `step`")]
     #[inline(always)]
     fn own_path(
         &self,
@@ -190,9 +202,9 @@ impl PackedBlock {
         new: &[f32],
         ancestors: &[u32],
         mixed: &mut [f32],
+        weights: &mut [f32],
     ) {
         let (width, hd, steps) = (self.width(), self.shape.head_dim, past.len());
-        let mut weights = vec![0.0; steps + 1];
         for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
             let ancestors = &ancestors[row * steps..][..steps];
             let at = |t: usize| match past.get(t) {
@@ -207,7 +219,7 @@ impl PackedBlock {
                         *weight += bias.table[head * bias.distances + bias.zero + t - steps];
                     }
                 }
-                let max = max_of(&weights);
+                let max = max_of(weights);
                 weights.iter_mut().for_each(|weight| *weight = exp(*weight - max));
                 let scale = 1.0 / weights.iter().sum::<f32>();
                 let mixed = &mut mixed[head * hd..][..hd];
@@ -221,18 +233,26 @@ impl PackedBlock {
 }
 
 impl PackedMemory {
-    /// From rows of keys and values, all heads beside each other: (seq, 2 * heads * `head_dim`), `stride` apart.
-    fn fill(&mut self, rows: &[f32], stride: usize, seq: usize, shape: &AttentionShape) {
+    /// From rows of keys and values, all heads beside each other: (seq, 2 * heads * `head_dim`), by up to `threads`.
+    fn fill<'r>(
+        &mut self,
+        seq: usize,
+        shape: &AttentionShape,
+        threads: usize,
+        row: impl Fn(usize) -> &'r [f32] + Sync,
+    ) {
         let (heads, hd) = (shape.heads, shape.head_dim);
         self.keys.resize_with(heads, Packed::default);
         self.values.resize_with(heads, Packed::default);
-        for head in 0..heads {
-            let (key, value) = (head * hd, (heads + head) * hd);
-            let keys = (0..seq).map(|position| &rows[position * stride + key..][..hd]);
-            self.keys[head].fill_rows(seq, hd, keys);
-            let values = (0..seq).map(|position| &rows[position * stride + value..][..hd]);
-            self.values[head].fill_columns(hd, seq, values);
-        }
+        let each = heads.div_ceil(threads);
+        let parts = self.keys.chunks_mut(each).zip(self.values.chunks_mut(each)).enumerate();
+        on_threads(parts, |(part, (keys, values))| {
+            for (at, (keys, values)) in keys.iter_mut().zip(values).enumerate() {
+                let key = (part * each + at) * hd;
+                keys.fill_rows(seq, hd, (0..seq).map(|position| &row(position)[key..][..hd]));
+                values.fill_columns(hd, seq, (0..seq).map(|position| &row(position)[heads * hd + key..][..hd]));
+            }
+        });
     }
 
     /// Softmax over all positions, and the mixture of their values: into rows of `mixed` that are `width` apart.

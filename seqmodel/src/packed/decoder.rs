@@ -1,15 +1,21 @@
-//! Decoding with packed weights: one request a thread, keys and values that never move.
+//! Decoding with packed weights: one request a thread, or its beams parted among threads that have nothing else to do;
+//! keys and values that never move.
 //!
 //! Keys and values of what was encoded are kept once per request and read by all its beams; those of a beam's own path
-//! stay where the steps left them and are read through the ancestor table. Buffers grow to the widest step and stay.
+//! stay where the steps left them and are read through the ancestor table. Buffers grow to the widest step and stay, also
+//! from request to request.
 
 use super::block::{Bias, PackedBlock, PackedMemory, Scratch, norm};
 use super::matrix::{Into, Packed, Rows};
+use super::parts::{on_threads, threads};
 use crate::nn::log_softmax_row;
 use crate::{Error, Result};
 use beam::{BeamKernel, BoxError, CpuBeams, Scores, StepScorer};
-use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Most requests whose memory is kept.
+const SPARE: usize = 64;
 
 /// The packed weights of a decoder of codes.
 pub(crate) struct PackedDecoder {
@@ -22,44 +28,87 @@ pub(crate) struct PackedDecoder {
     pub(crate) level_starts: Vec<u32>,
     /// One per level, the norm in front folded in.
     pub(crate) heads: Vec<Packed>,
+    /// What finished requests left, to be used again.
+    pub(crate) spare: Mutex<Vec<Request>>,
 }
 
 impl PackedDecoder {
-    /// What a request starts from: the `first` input (dim,) and what its history was encoded to, (seq, dim), if the
-    /// blocks read it.
-    pub(crate) fn request(&self, first: &[f32], encoded: Option<&[f32]>, mut scratch: Scratch) -> Request {
-        let memory = |block: &PackedBlock| encoded.map(|x| block.memory(x, x.len() / self.dim, &mut scratch));
-        let memory = self.blocks.iter().map(memory).collect();
-        let past = vec![Vec::new(); self.blocks.len()];
-        Request { first: first.to_vec(), memory, past, scratch, ..Request::default() }
+    /// A request in the memory of an earlier one, where there is any.
+    pub(crate) fn take_request(&self) -> Request {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    /// Log-probabilities of `level` for beams that continue rows `parents` of the step before: (rows, codes).
-    fn advance(&self, request: &mut Request, level: usize, parents: &[u32], codes: &[u32], log_probs: &mut [f32]) {
+    /// What a request starts from: the `first` input (dim,) and what its history was encoded to, (seq, dim), if the
+    /// blocks read it.
+    pub(crate) fn start(&self, request: &mut Request, first: &[f32], encoded: Option<&[f32]>) {
+        request.begin(first, self.blocks.len());
+        let Some(states) = encoded else {
+            request.memory.clear();
+            return;
+        };
+        request.memory.resize_with(self.blocks.len(), PackedMemory::default);
+        let each = self.blocks.len().div_ceil(request.rooms.len()).max(1);
+        let parts = self.blocks.chunks(each).zip(request.memory.chunks_mut(each)).zip(&mut request.rooms);
+        on_threads(parts, |((blocks, memory), room)| {
+            blocks.iter().zip(memory).for_each(|(block, memory)| block.remember(states, memory, room));
+        });
+    }
+
+    /// Log-probabilities of `level` for beams that continue rows `parents` of the step before, by up to `threads`:
+    /// (rows, codes).
+    fn advance(&self, task: Task, level: usize, threads: usize) {
+        let Task { request, parents, codes, log_probs } = task;
         request.x.clear();
         if level == 0 {
             codes.iter().for_each(|_| request.x.extend_from_slice(&request.first));
         } else {
             let before = level - 1;
-            for code in codes {
+            for code in &codes {
                 let row = self.level_starts[before] as usize + *code as usize;
                 request.x.extend_from_slice(&self.codes[row * self.dim..][..self.dim]);
             }
             let path = |parent: &u32| &request.ancestors[*parent as usize * before..][..before];
-            let longer = parents.iter().flat_map(|parent| path(parent).iter().chain([parent]).copied());
-            request.ancestors = longer.collect();
+            request.longer.clear();
+            for parent in &parents {
+                request.longer.extend_from_slice(path(parent));
+                request.longer.push(*parent);
+            }
+            std::mem::swap(&mut request.ancestors, &mut request.longer);
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let (x, past, memory) = (&mut request.x, &request.past[layer][..], request.memory[layer].as_ref());
-            let bias = self.bias.as_ref();
-            let new = block.step(x, bias, memory, past, &request.ancestors, &mut request.scratch);
-            request.past[layer].push(new);
+        let each = codes.len().div_ceil(threads).max(1);
+        let classes = self.heads[level].outputs();
+        let Request { memory, past, ancestors, x, rooms, .. } = request;
+        if rooms.len() < threads {
+            rooms.resize_with(threads, Scratch::default);
         }
-        norm(&request.x, self.dim, &mut request.normed);
-        let normed = Rows { data: &request.normed, stride: self.dim, count: codes.len() };
-        let width = self.heads[level].outputs();
-        self.heads[level].product(normed, log_probs, width, Into::Place);
-        log_probs.chunks_exact_mut(width).for_each(log_softmax_row);
+        let mut earlier = Vec::with_capacity(self.blocks.len());
+        let mut new = Vec::with_capacity(self.blocks.len());
+        for (block, past) in self.blocks.iter().zip(past) {
+            let width = block.key_value_width();
+            if past.len() == level {
+                past.push(Vec::new());
+            }
+            let (before, now) = past.split_at_mut(level);
+            now[0].resize(codes.len() * width, 0.0);
+            earlier.push(&*before);
+            new.push(now[0].chunks_mut(each * width));
+        }
+        let rows = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
+        let parts = rows.zip(rooms).enumerate().map(|(part, ((x, log_probs), room))| {
+            let first = part * each * level;
+            let ancestors = &ancestors[first..][..x.len() / self.dim * level];
+            let new: Vec<&mut [f32]> = new.iter_mut().map(|new| new.next().unwrap_or_default()).collect();
+            (x, log_probs, ancestors, new, room)
+        });
+        on_threads(parts, |(x, log_probs, ancestors, new, room)| {
+            for (layer, (block, new)) in self.blocks.iter().zip(new).enumerate() {
+                block.step(x, new, self.bias.as_ref(), memory.get(layer), earlier[layer], ancestors, room);
+            }
+            norm(x, self.dim, &mut room.normed);
+            let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
+            self.heads[level].product(normed, log_probs, classes, Into::Place);
+            log_probs.chunks_exact_mut(classes).for_each(log_softmax_row);
+        });
     }
 }
 
@@ -67,15 +116,31 @@ impl PackedDecoder {
 #[derive(Debug, Default)]
 pub(crate) struct Request {
     first: Vec<f32>,
-    /// One per block.
-    memory: Vec<Option<PackedMemory>>,
+    /// Keys and values of its history, one per block; none where the blocks read none.
+    memory: Vec<PackedMemory>,
     /// `past[block][step]`: keys and values of the rows of the step.
     past: Vec<Vec<Vec<f32>>>,
     /// (rows, steps so far).
     ancestors: Vec<u32>,
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    scratch: Scratch,
+    /// The next ones.
+    longer: Vec<u32>,
+    pub(crate) x: Vec<f32>,
+    /// One a thread.
+    pub(crate) rooms: Vec<Scratch>,
+    /// Keys and values of an encoder's block.
+    pub(crate) encoder: PackedMemory,
+}
+
+impl Request {
+    fn begin(&mut self, first: &[f32], blocks: usize) {
+        self.first.clear();
+        self.first.extend_from_slice(first);
+        self.past.resize_with(blocks, Vec::new);
+        self.ancestors.clear();
+        if self.rooms.is_empty() {
+            self.rooms.push(Scratch::default());
+        }
+    }
 }
 
 /// One decoding run for a batch of requests.
@@ -100,6 +165,15 @@ impl<'a> PackedSession<'a> {
     }
 }
 
+impl Drop for PackedSession<'_> {
+    fn drop(&mut self) {
+        // As many as a batch has; what a wider one leaves is given back.
+        let mut spare = self.decoder.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = SPARE.saturating_sub(spare.len());
+        spare.extend(self.requests.drain(..).take(room));
+    }
+}
+
 impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedSession<'_> {
     fn score(&mut self, level: usize, beams: &CpuBeams) -> std::result::Result<Scores, BoxError> {
         let decoder = self.decoder;
@@ -116,13 +190,9 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
             let codes = range.clone().map(|row| beams.codes(row).last().map_or(0, |code| u32::from(*code))).collect();
             tasks.push(Task { request, parents, codes, log_probs });
         }
-        let run = |task: Task| decoder.advance(task.request, level, &task.parents, &task.codes, task.log_probs);
-        // Waking another thread pays for a batch only.
-        if tasks.len() == 1 {
-            tasks.into_iter().for_each(run);
-        } else {
-            tasks.into_par_iter().for_each(run);
-        }
+        let most = ranges.iter().map(Range::len).max().unwrap_or(0);
+        let threads = threads(tasks.len(), most);
+        on_threads(tasks.into_iter(), |task| decoder.advance(task, level, threads));
         self.before = ranges;
         Ok(Scores { width, data })
     }

@@ -1,7 +1,12 @@
 //! Matrix products with a right side that was laid out for them.
 //!
 //! A right side `W` of shape (outputs, inputs) is kept as panels of [`PANEL`] outputs, input by input, so that the inner
-//! loop reads it in order, whole vectors at a time. Sums run over the inputs in order, with fused multiply-adds.
+//! loop reads it in order, whole vectors at a time. Sums run over the inputs in order, with fused multiply-adds, so that a
+//! row's result depends on no other row.
+
+use crate::nn::vectorized;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 
 /// Outputs of a panel.
 const PANEL: usize = 32;
@@ -17,13 +22,40 @@ pub(crate) enum Into {
     Sum,
 }
 
+/// How weights are kept; they are computed with in 32 bits either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As they were trained.
+    #[default]
+    F32,
+    /// The upper half of their bits, rounded to nearest even.
+    Bf16,
+    /// One byte, times a scale per output that lets its greatest weight be 127.
+    Int8,
+}
+
 /// A matrix (outputs, inputs) in panels.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Packed {
     outputs: usize,
     inputs: usize,
-    /// (outputs / `PANEL`, inputs, `PANEL`), zeros behind the last output.
+    /// (outputs / `PANEL`, inputs, `PANEL`), zeros behind the last output; empty where they are narrow.
     panels: Vec<f32>,
+    narrow: Option<Narrow>,
+}
+
+/// Weights of fewer than 32 bits, in panels.
+#[derive(Debug, Clone)]
+enum Narrow {
+    Bf16(Vec<u16>),
+    /// With one scale an output, (outputs / `PANEL`, `PANEL`).
+    Int8(Vec<i8>, Vec<f32>),
+}
+
+thread_local! {
+    /// The panel of narrow weights that is computed with.
+    static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Rows inside a larger matrix.
@@ -81,82 +113,219 @@ impl Packed {
         })
     }
 
+    /// The same in fewer bits.
+    pub(crate) fn stored_as(mut self, precision: Precision) -> Self {
+        self.narrow = match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(Narrow::Bf16(self.panels.iter().map(|weight| bf16(*weight)).collect())),
+            Precision::Int8 => {
+                let (rows, _) = self.panels.as_chunks::<PANEL>();
+                let panels = rows.chunks_exact(self.inputs.max(1));
+                let greatest = panels.clone().flat_map(|rows| {
+                    std::array::from_fn::<f32, PANEL, _>(|at| {
+                        rows.iter().fold(0.0, |most, row| row[at].abs().max(most))
+                    })
+                });
+                let scales: Vec<f32> = greatest.map(|most| most / 127.0).collect();
+                let byte = |weight: f32, scale: f32| if scale > 0.0 { (weight / scale).round() as i8 } else { 0 };
+                let bytes = panels.zip(scales.chunks_exact(PANEL)).flat_map(|(rows, scales)| {
+                    rows.iter().flat_map(move |row| row.iter().zip(scales).map(move |(w, scale)| byte(*w, *scale)))
+                });
+                Some(Narrow::Int8(bytes.collect(), scales))
+            }
+        };
+        if self.narrow.is_some() {
+            self.panels = Vec::new();
+        }
+        self
+    }
+
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
     /// `rows` (count, inputs) times the transpose of this one, into rows of `out` that are `stride` apart.
     pub(crate) fn product(&self, rows: Rows, out: &mut [f32], stride: usize, into: Into) {
-        pulp::Arch::new().dispatch(Product { packed: self, rows, out, stride, into });
+        let inputs = self.inputs.max(1);
+        let arch = pulp::Arch::new();
+        let run = |first, panels: &[f32], out: &mut [f32]| {
+            let (panels, _) = panels.as_chunks::<PANEL>();
+            arch.dispatch(Product { outputs: self.outputs, inputs, first, panels, rows, out, stride, into });
+        };
+        match &self.narrow {
+            None => run(0, &self.panels, out),
+            Some(narrow) => WIDE.with_borrow_mut(|wide| {
+                wide.resize(inputs * PANEL, 0.0);
+                for panel in 0..self.outputs.div_ceil(PANEL) {
+                    narrow.widen(panel, wide);
+                    run(panel, wide, out);
+                }
+            }),
+        }
     }
 }
 
+impl Narrow {
+    /// The weights of a panel: (inputs, `PANEL`).
+    fn widen(&self, panel: usize, wide: &mut [f32]) {
+        let (from, len) = (panel * wide.len(), wide.len());
+        match self {
+            Self::Bf16(halves) => {
+                let halves = &halves[from..from + len];
+                vectorized!(
+                    wide.iter_mut().zip(halves).for_each(|(w, half)| *w = f32::from_bits(u32::from(*half) << 16))
+                );
+            }
+            Self::Int8(bytes, scales) => {
+                let (rows, _) = bytes[from..from + len].as_chunks::<PANEL>();
+                let (wide, _) = wide.as_chunks_mut::<PANEL>();
+                let scales = &scales[panel * PANEL..][..PANEL];
+                vectorized!({
+                    for (wide, bytes) in wide.iter_mut().zip(rows) {
+                        for at in 0..PANEL {
+                            wide[at] = f32::from(bytes[at]) * scales[at];
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Rounded to nearest even. Weights are finite.
+fn bf16(weight: f32) -> u16 {
+    let bits = weight.to_bits();
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
 struct Product<'a> {
-    packed: &'a Packed,
+    outputs: usize,
+    inputs: usize,
+    /// Number of the first of `panels`.
+    first: usize,
+    panels: &'a [[f32; PANEL]],
     rows: Rows<'a>,
     out: &'a mut [f32],
     stride: usize,
     into: Into,
 }
 
+/// A panel and its number: (inputs, `PANEL`).
+type Panel<'a> = (usize, &'a [[f32; PANEL]]);
+
 impl pulp::WithSimd for Product<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(mut self, simd: S) {
-        let inputs = self.packed.inputs;
-        for (panel, numbers) in self.packed.panels.chunks_exact((inputs * PANEL).max(1)).enumerate() {
-            let mut row = 0;
-            while row < self.rows.count {
-                // As many rows as the registers hold sums for: two vectors a row, 32 or 16 registers.
-                row += match (self.rows.count - row, S::F32_LANES) {
-                    (12.., 16) => self.block::<S, 12>(simd, panel, numbers, row),
-                    (6.., _) => self.block::<S, 6>(simd, panel, numbers, row),
-                    (4.., _) => self.block::<S, 4>(simd, panel, numbers, row),
-                    (2.., _) => self.block::<S, 2>(simd, panel, numbers, row),
-                    _ => self.block::<S, 1>(simd, panel, numbers, row),
-                };
+        let panels = self.panels.chunks_exact(self.inputs);
+        for panel in (self.first..).zip(panels) {
+            match S::F32_LANES {
+                16 => self.wide(simd, panel),
+                8 => self.narrow(simd, panel),
+                lanes => {
+                    for start in (0..PANEL).step_by(lanes) {
+                        (0..self.rows.count).for_each(|row| self.tile::<S, 1, 1>(simd, panel, row, start));
+                    }
+                }
             }
         }
     }
 }
 
 impl Product<'_> {
-    /// `R` rows from `row` on against one panel; how many rows that was.
+    /// Two vectors a row fill a panel, and 32 registers hold twelve rows of sums.
     #[inline(always)]
-    fn block<S: pulp::Simd, const R: usize>(&mut self, simd: S, panel: usize, numbers: &[f32], row: usize) -> usize {
-        let inputs = self.packed.inputs;
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &self.rows.data[(row + r) * self.rows.stride..][..inputs]);
-        let mut sums = [[0f32; PANEL]; R];
-        let pair = 2 * S::F32_LANES;
-        for start in (0..PANEL).step_by(pair.min(PANEL)) {
-            let mut pairs = [[simd.splat_f32s(0.0); 2]; R];
-            for (input, numbers) in numbers.chunks_exact(PANEL).enumerate() {
-                let (vectors, _) = S::as_simd_f32s(&numbers[start..(start + pair).min(PANEL)]);
-                let (a, b) = (vectors[0], vectors[vectors.len() - 1]);
-                for r in 0..R {
-                    let x = simd.splat_f32s(rows[r][input]);
-                    pairs[r][0] = simd.mul_add_f32s(x, a, pairs[r][0]);
-                    pairs[r][1] = simd.mul_add_f32s(x, b, pairs[r][1]);
+    fn wide<S: pulp::Simd>(&mut self, simd: S, panel: Panel) {
+        let mut row = 0;
+        while row < self.rows.count {
+            let (rest, at) = (self.rows.count - row, row);
+            row += rest.min(if rest >= 12 { 12 } else { 6 });
+            match rest {
+                12.. => self.tile::<S, 12, 2>(simd, panel, at, 0),
+                6.. => self.tile::<S, 6, 2>(simd, panel, at, 0),
+                5 => self.tile::<S, 5, 2>(simd, panel, at, 0),
+                4 => self.tile::<S, 4, 2>(simd, panel, at, 0),
+                3 => self.tile::<S, 3, 2>(simd, panel, at, 0),
+                2 => self.tile::<S, 2, 2>(simd, panel, at, 0),
+                _ => self.tile::<S, 1, 2>(simd, panel, at, 0),
+            }
+        }
+    }
+
+    /// Sixteen registers hold two vectors of six rows; a last few rows take whole panels of four vectors, since sums
+    /// that are too few wait for each other.
+    #[inline(always)]
+    fn narrow<S: pulp::Simd>(&mut self, simd: S, panel: Panel) {
+        let few = match self.rows.count % 6 {
+            few @ 1..=3 => few,
+            _ => 0,
+        };
+        let most = self.rows.count - few;
+        for start in [0, PANEL / 2] {
+            let mut row = 0;
+            while row < most {
+                let (rest, at) = (most - row, row);
+                row += rest.min(6);
+                match rest {
+                    6.. => self.tile::<S, 6, 2>(simd, panel, at, start),
+                    5 => self.tile::<S, 5, 2>(simd, panel, at, start),
+                    _ => self.tile::<S, 4, 2>(simd, panel, at, start),
                 }
             }
+        }
+        match few {
+            3 => self.tile::<S, 3, 4>(simd, panel, most, 0),
+            2 => self.tile::<S, 2, 4>(simd, panel, most, 0),
+            1 => self.tile::<S, 1, 4>(simd, panel, most, 0),
+            _ => {}
+        }
+    }
+
+    /// `R` rows from `row` on against `V` vectors of the panel from `start` on.
+    #[inline(always)]
+    fn tile<S: pulp::Simd, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        (panel, weights): Panel,
+        row: usize,
+        start: usize,
+    ) {
+        let row_of = |r: usize| &self.rows.data[(row + r) * self.rows.stride..][..weights.len()];
+        let rows: [&[f32]; R] = std::array::from_fn(row_of);
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        for (input, weights) in weights.iter().enumerate() {
+            let weights = S::as_simd_f32s(&weights[start..]).0;
+            let weights: [S::f32s; V] = std::array::from_fn(|v| weights[v]);
             for r in 0..R {
-                let (vectors, _) = S::as_mut_simd_f32s(&mut sums[r][start..(start + pair).min(PANEL)]);
-                let last = vectors.len() - 1;
-                vectors[0] = pairs[r][0];
-                vectors[last] = pairs[r][1];
+                let x = simd.splat_f32s(rows[r][input]);
+                for v in 0..V {
+                    sums[r][v] = simd.mul_add_f32s(x, weights[v], sums[r][v]);
+                }
             }
         }
-        let width = PANEL.min(self.packed.outputs - panel * PANEL);
+        let from = panel * PANEL + start;
+        let width = (V * S::F32_LANES).min(self.outputs.saturating_sub(from));
+        let (on_top, clip) = (self.into == Into::Sum, self.into == Into::Relu);
         for r in 0..R {
-            let out = &mut self.out[(row + r) * self.stride + panel * PANEL..][..width];
-            match self.into {
-                Into::Place => out.copy_from_slice(&sums[r][..width]),
-                Into::Relu => out.iter_mut().zip(&sums[r]).for_each(|(out, sum)| *out = sum.max(0.0)),
-                Into::Sum => out.iter_mut().zip(&sums[r]).for_each(|(out, sum)| *out += sum),
+            if width == 0 {
+                continue;
+            }
+            let out = &mut self.out[(row + r) * self.stride + from..][..width];
+            if width == V * S::F32_LANES {
+                for (out, sum) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sums[r]) {
+                    let sum = if on_top { simd.add_f32s(*out, sum) } else { sum };
+                    *out = if clip { simd.max_f32s(sum, simd.splat_f32s(0.0)) } else { sum };
+                }
+                continue;
+            }
+            let mut line = [0f32; PANEL];
+            S::as_mut_simd_f32s(&mut line).0.iter_mut().zip(sums[r]).for_each(|(line, sum)| *line = sum);
+            for (out, sum) in out.iter_mut().zip(line) {
+                let sum = if on_top { *out + sum } else { sum };
+                *out = if clip { sum.max(0.0) } else { sum };
             }
         }
-        R
     }
 }
 
@@ -170,19 +339,21 @@ mod tests {
         /// Every count of rows, outputs and inputs, rows with something between them, all three ways out.
         #[test]
         fn a_product_is_a_product(
-            count in 0usize..30, inputs in 1usize..70, outputs in 1usize..100, gap in 0usize..3, seed: u32, way in 0u8..3,
+            count in 0usize..30, inputs in 1usize..300, outputs in 1usize..100, gap in 0usize..3, seed: u32, way in 0u8..3,
         ) {
             let number = |at: usize| f32::from(((at as u32).wrapping_mul(2_654_435_761) ^ seed) as u16) / 32_768.0 - 1.0;
             let stride = inputs + gap;
             let weight = |o: usize, i: usize| number(7 * o + 1000 * i + 3);
             let data: Vec<f32> = (0..count * stride).map(number).collect();
             let mut packed = Packed::new(outputs, inputs, weight);
-            if seed.is_multiple_of(2) {
+            let precision = [Precision::F32, Precision::F32, Precision::Bf16, Precision::Int8][seed as usize / 2 % 4];
+            if precision == Precision::F32 && seed.is_multiple_of(2) {
                 // Over something else.
                 packed = Packed::new(outputs + 40, inputs + 3, |_, _| 9.0);
                 let columns: Vec<Vec<f32>> = (0..inputs).map(|i| (0..outputs).map(|o| weight(o, i)).collect()).collect();
                 packed.fill_columns(outputs, inputs, columns.iter().map(Vec::as_slice));
             }
+            packed = packed.stored_as(precision);
             let into = [Into::Place, Into::Relu, Into::Sum][usize::from(way)];
             let before: Vec<f32> = (0..count * (outputs + gap)).map(|at| number(at + 99)).collect();
             let mut out = before.clone();
@@ -199,8 +370,14 @@ mod tests {
                     Into::Relu => sum.max(0.0),
                     Into::Sum => sum + f64::from(before[at]),
                 };
-                // Sums of at most 70 products of numbers below 1.
-                prop_assert!((f64::from(*out) - want).abs() < 1e-4, "{} {}", out, want);
+                // Sums of at most 300 products of numbers below 1, rounded to the last bit of what is kept of a weight.
+                let size: f64 = (0..inputs).map(|i| f64::from(data[row * stride + i].abs())).sum();
+                let rounding = match precision {
+                    Precision::F32 => 0.0,
+                    Precision::Bf16 => size / 256.0,
+                    Precision::Int8 => size / 254.0,
+                };
+                prop_assert!((f64::from(*out) - want).abs() < 1e-4 + rounding, "{} {}", out, want);
             }
         }
     }

@@ -1,12 +1,16 @@
-//! Weights laid out for decoding on the CPU: no tensors, no allocation of results, one request a thread.
+//! Weights laid out for decoding on the CPU: no tensors, no allocation of results, a request on one thread or on those
+//! that are free.
 //!
 //! Each model packs itself beside its plain session on tensors, which stays the reference.
 
 mod block;
 mod decoder;
 mod matrix;
+mod parts;
 
-pub(crate) use block::{Bias, PackedBlock, Scratch, norm};
+pub(crate) use block::{Bias, PackedBlock, norm};
 pub use decoder::PackedSession;
 pub(crate) use decoder::{PackedDecoder, Request};
 pub(crate) use matrix::Packed;
+pub use matrix::Precision;
+pub(crate) use parts::{on_threads, threads};

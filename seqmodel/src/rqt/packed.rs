@@ -5,8 +5,9 @@
 
 use super::{Encoded, Rqt};
 use crate::nn::{Keys, with_values};
-use crate::packed::{Packed, PackedBlock, PackedDecoder, PackedSession, Scratch};
+use crate::packed::{Packed, PackedBlock, PackedDecoder, PackedSession, Precision};
 use crate::{Error, Result};
+use std::sync::Mutex;
 
 /// The decoder's weights of an [`Rqt`] as they were when this was made.
 pub struct PackedRqt {
@@ -15,22 +16,29 @@ pub struct PackedRqt {
 }
 
 impl PackedRqt {
-    /// Copies and packs the weights.
+    /// Copies and packs the weights as they are.
     pub fn new(model: &Rqt) -> Result<Self> {
+        Self::stored_as(model, Precision::F32)
+    }
+
+    /// Copies, rounds and packs the decoder's weights; embeddings stay as they are.
+    pub fn stored_as(model: &Rqt, precision: Precision) -> Result<Self> {
         let dim = model.config().dim;
         let (codes, norm, heads) = model.decoder_tables();
         let scales = with_values(norm.weight(), <[f32]>::to_vec)?;
         let head = |head: &candle_core::Tensor| -> Result<Packed> {
             let rows = head.dim(0)?;
-            Ok(with_values(head, |x| Packed::new(rows, dim, |code, i| x[code * dim + i] * scales[i]))?)
+            let packed = with_values(head, |x| Packed::new(rows, dim, |code, i| x[code * dim + i] * scales[i]))?;
+            Ok(packed.stored_as(precision))
         };
         let decoder = PackedDecoder {
             dim,
-            blocks: model.decoder().iter().map(PackedBlock::new).collect::<Result<_>>()?,
+            blocks: model.decoder().iter().map(|block| PackedBlock::new(block, precision)).collect::<Result<_>>()?,
             bias: None,
             codes: with_values(codes, <[f32]>::to_vec)?,
             level_starts: model.level_starts().to_vec(),
             heads: heads.iter().map(head).collect::<Result<_>>()?,
+            spare: Mutex::default(),
         };
         Ok(Self { model: model.clone(), decoder })
     }
@@ -59,12 +67,14 @@ impl PackedRqt {
             }
         };
         let each = memory.len() / requests.max(1);
-        let request = |(at, first): (usize, &[f32])| {
+        let mut started: Vec<_> = (0..requests).map(|_| self.decoder.take_request()).collect();
+        let firsts = first.chunks_exact(dim).zip(&mut started).enumerate();
+        firsts.for_each(|(at, (first, request))| {
             // Positions behind the end of a history are not there.
             let encoded = lengths.map(|lengths| &memory[at * each..][..lengths[at] as usize * dim]);
-            self.decoder.request(first, encoded, Scratch::default())
-        };
-        Ok(PackedSession::new(&self.decoder, first.chunks_exact(dim).enumerate().map(request).collect()))
+            self.decoder.start(request, first, encoded);
+        });
+        Ok(PackedSession::new(&self.decoder, started))
     }
 }
 
