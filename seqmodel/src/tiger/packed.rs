@@ -57,6 +57,11 @@ impl PackedTiger {
         })
     }
 
+    /// The model it was made of.
+    pub fn model(&self) -> &Tiger {
+        &self.model
+    }
+
     /// A decoding run over `histories`, which must not be empty.
     pub fn session(&self, histories: &[&[ItemIdx]]) -> PackedSession<'_> {
         let requests = if histories.len() == 1 {
