@@ -40,6 +40,14 @@ pub enum Error {
         /// What the model says.
         source: BoxError,
     },
+    /// A GPU, or what is needed to use one, is not there or fails.
+    #[error("{what}: {reason}")]
+    Device {
+        /// Driver, compiler, kernel.
+        what: &'static str,
+        /// In its words.
+        reason: String,
+    },
     /// IDs and files.
     #[error(transparent)]
     Rqvae(#[from] rqvae::Error),
@@ -48,6 +56,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn config(field: &'static str, got: impl Display, expected: impl Display) -> Self {
         Self::InvalidConfig { field, got: got.to_string(), expected: expected.to_string() }
+    }
+
+    pub(crate) fn device(what: &'static str, reason: impl Display) -> Self {
+        Self::Device { what, reason: reason.to_string() }
     }
 
     pub(crate) fn shape(what: &'static str, expected: impl Display, got: impl Display) -> Self {

@@ -28,9 +28,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod cuda;
 mod error;
 mod guide;
 mod kernel;
+pub mod math;
 pub mod oracle;
 mod order;
 mod sample;

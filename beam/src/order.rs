@@ -2,6 +2,7 @@
 //!
 //! Every kernel and the oracle use it, so that ties never depend on threads or devices.
 
+use crate::math::{LANES, exp, fold, ln};
 use rqvae::Code;
 
 /// A candidate of one request as one number; the greater one is the better one.
@@ -36,13 +37,19 @@ impl CandidateKey {
 /// Log of the summed probabilities of `codes`: what [`crate::ScoreMode::ValidOnly`] divides by.
 ///
 /// Impossible codes add nothing; negative infinity when all are.
+///
+/// The codes are summed in the lanes of [`crate::math`], by their places.
 pub(crate) fn log_sum(log_probs: &[f32], codes: &(impl Iterator<Item = Code> + Clone)) -> f32 {
-    let finite = || codes.clone().map(|code| log_probs[usize::from(code)]).filter(|x| x.is_finite());
-    let max = finite().fold(f32::NEG_INFINITY, f32::max);
+    let values = || codes.clone().map(|code| log_probs[usize::from(code)]);
+    let max = values().filter(|x| x.is_finite()).fold(f32::NEG_INFINITY, f32::max);
     if max == f32::NEG_INFINITY {
         return max;
     }
-    max + finite().map(|x| (x - max).exp()).sum::<f32>().ln()
+    let mut lanes = [0.0; LANES];
+    for (place, x) in values().enumerate() {
+        lanes[place % LANES] += if x.is_finite() { exp(x - max) } else { 0.0 };
+    }
+    max + ln(fold(lanes))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! [`mod@evaluate`] and [`Metrics`].
 
 pub mod baseline;
+pub mod cuda;
 pub mod data;
 pub mod dense;
 mod error;

@@ -262,6 +262,18 @@ impl<'t> Codes<'t> {
     }
 }
 
+/// Where the arrays of one level are, for readers that are not written in Rust: first words, counted from the arena's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrays {
+    /// In the order of [`Width`], from 0.
+    pub(crate) width: u32,
+    pub(crate) nodes: usize,
+    pub(crate) bases: usize,
+    pub(crate) distances: usize,
+    /// Of the children, and whether they take two bytes; `None` behind the leaves.
+    pub(crate) codes: Option<(usize, bool)>,
+}
+
 /// Where each array begins. A function of the counts and widths alone, so that a file cannot lie about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -312,6 +324,18 @@ impl Layout {
         }
         let items = take(entries.checked_mul(4))?;
         Some(Self { cuts, codes, rows, items, entries, len })
+    }
+
+    /// Every level's arrays, and the first word of the items.
+    pub(super) fn arrays(&self) -> (Vec<Arrays>, usize) {
+        let arrays = |(level, cuts): (usize, &Cuts)| Arrays {
+            width: cuts.width as u32,
+            nodes: cuts.nodes,
+            bases: cuts.bases,
+            distances: cuts.distances,
+            codes: self.codes.get(level).map(|(at, _, wide)| (*at, *wide)),
+        };
+        (self.cuts.iter().enumerate().map(arrays).collect(), self.items)
     }
 
     /// Codes of the nodes of level `level + 1`.

@@ -21,6 +21,11 @@ impl Bits {
         Self { words: (0..len.div_ceil(64)).map(word).collect(), len }
     }
 
+    /// One bit a number, from the lowest bit on.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// The bound.
     pub(crate) fn len(&self) -> usize {
         self.len

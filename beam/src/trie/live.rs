@@ -43,6 +43,17 @@ pub(crate) struct Part {
     overlay: Option<Arc<Overlay>>,
 }
 
+/// A mask without changes to the trie, taken apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain<'a> {
+    /// What is live in the catalogue; `None`: all of it.
+    pub(crate) live: Option<&'a Arc<LiveNodes>>,
+    /// Whether the lists are all there is, instead of what is left out.
+    pub(crate) allow: bool,
+    /// Nodes of every level and items, ascending, where there is a list.
+    pub(crate) lists: Option<(&'a [Vec<NodeId>], &'a [ItemIdx])>,
+}
+
 impl LiveMask {
     /// Every item of `trie`, at no cost.
     pub fn all(trie: &Trie) -> Self {
@@ -120,6 +131,24 @@ impl LiveMask {
         }
         let got = format!("{:?}", self.base.shape);
         Err(Error::shape("live mask", format!("nodes per level and items {expected:?}"), got))
+    }
+
+    /// Whether it is about items that came or went since the trie was built.
+    pub fn is_changed(&self) -> bool {
+        self.added.is_some() || self.base.removed.is_some()
+    }
+
+    /// Its parts; `None` where it is about items that came or went since the trie was built.
+    pub(crate) fn plain(&self) -> Option<Plain<'_>> {
+        if self.is_changed() {
+            return None;
+        }
+        let (allow, lists) = match self.base.overlay.as_deref() {
+            None => (false, None),
+            Some(Overlay::Deny(list)) => (false, Some((list.nodes.as_slice(), list.items.as_slice()))),
+            Some(Overlay::Allow(list)) => (true, Some((list.nodes.as_slice(), list.items.as_slice()))),
+        };
+        Some(Plain { live: self.base.live.as_ref(), allow, lists })
     }
 
     /// The mask of what was built.

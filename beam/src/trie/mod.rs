@@ -17,6 +17,8 @@ mod overlay;
 pub use arena::Codes;
 pub use delta::TrieDelta;
 pub use live::LiveMask;
+pub(crate) use live::Plain;
+pub(crate) use overlay::LiveNodes;
 
 #[cfg(test)]
 pub(crate) use build::tests as build_tests;
@@ -68,6 +70,11 @@ impl Trie {
     /// Shape of the IDs.
     pub fn spec(&self) -> &SidSpec {
         &self.spec
+    }
+
+    /// Whether both are the same one in memory; equal ones that were made apart are not.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.words, &other.words)
     }
 
     /// Codes per ID, suffix included.
@@ -208,8 +215,14 @@ impl Trie {
         self.layout.cuts[level - 1].owner(self.words(), node)
     }
 
+    /// Every level's arrays in [`Trie::words`], and the first word of the items.
+    pub(crate) fn arrays(&self) -> (Vec<arena::Arrays>, usize) {
+        self.layout.arrays()
+    }
+
+    /// The arena.
     #[inline]
-    fn words(&self) -> &[u32] {
+    pub(crate) fn words(&self) -> &[u32] {
         self.words.as_slice()
     }
 

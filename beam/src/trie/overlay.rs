@@ -43,6 +43,11 @@ impl LiveNodes {
         Self { items, levels: all }
     }
 
+    /// The bits of all levels, from the root's on, then those of the items, each from a word of its own on.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        self.levels.iter().chain([&self.items]).flat_map(|bits| bits.words().iter().copied()).collect()
+    }
+
     #[inline]
     pub(super) fn level(&self, level: usize) -> &Bits {
         &self.levels[level]
@@ -55,7 +60,7 @@ pub(super) struct Listed {
     /// Ascending.
     pub(super) items: Vec<ItemIdx>,
     /// `nodes[l]`: nodes of level l, ascending.
-    nodes: Vec<Vec<NodeId>>,
+    pub(super) nodes: Vec<Vec<NodeId>>,
 }
 
 /// How a list cuts what is live.

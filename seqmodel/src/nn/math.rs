@@ -1,5 +1,6 @@
-//! Small loops that compilers turn into vector code, and an exponential they can turn too.
+//! Small loops that compilers turn into vector code.
 
+pub(crate) use beam::math::exp;
 use rayon::prelude::*;
 
 /// Runs an expression compiled for the widest vectors that the processor has.
@@ -57,25 +58,6 @@ pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
     }
 }
 
-/// Exponential with a relative error below 2e-7 on [-87, 88], clamped outside; branch-free (Cephes' polynomial).
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = x - n * 0.693_359_4;
-    let r = r - n * -2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 0.5;
-    let two_to_n = f32::from_bits(shifted.to_bits().wrapping_sub(0x4b40_0000 - 127) << 23);
-    (p * r * r + r + 1.0) * two_to_n
-}
-
 /// Sum, in sixteen lanes.
 #[inline(always)]
 pub(crate) fn sum_of(x: &[f32]) -> f32 {
@@ -120,14 +102,7 @@ pub(crate) fn exp_shifted_sum(x: &[f32], shift: f32) -> f32 {
 
 /// Log-softmax of one row, in place.
 pub(crate) fn log_softmax_row(row: &mut [f32]) {
-    vectorized!({
-        let max = max_of(row);
-        let log_sum = exp_shifted_sum(row, max).ln();
-        for value in row.iter_mut() {
-            // Two steps: the maximum may be so large that adding the logarithm to it would lose it.
-            *value = (*value - max) - log_sum;
-        }
-    });
+    vectorized!(beam::math::log_softmax(row));
 }
 
 /// Log-softmax of each row of `width` values, in place.
@@ -138,16 +113,6 @@ pub fn log_softmax_rows(data: &mut [f32], width: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_close_to_the_library() {
-        for i in -8600..8700 {
-            let x = i as f32 / 100.0;
-            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got / want - 1.0).abs() < 4e-7, "{x}: {got} {want}");
-        }
-        assert!(exp(-1000.0) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
-    }
 
     #[test]
     fn sums_and_maxima_take_every_element() {

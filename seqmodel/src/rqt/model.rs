@@ -1,6 +1,7 @@
 //! The two transformers joined, and the teacher-forced loss.
 
 use super::RqtConfig;
+use crate::cuda::HistoryParts;
 use crate::data::{Negatives, Window};
 use crate::items::ItemFeatures;
 use crate::loss::{LogQ, cross_entropy, projected_cross_entropy, sampled_softmax};
@@ -127,18 +128,23 @@ impl Rqt {
         self.heads.len()
     }
 
-    pub(super) fn decoder(&self) -> &[Block] {
+    pub(crate) fn decoder(&self) -> &[Block] {
         &self.decoder
     }
 
     /// Inputs after each code (codes of all levels, dim), the last norm, and the heads: (codes, dim) each.
-    pub(super) fn decoder_tables(&self) -> (&Tensor, &RmsNorm, &[Tensor]) {
+    pub(crate) fn decoder_tables(&self) -> (&Tensor, &RmsNorm, &[Tensor]) {
         (&self.decoder_codes, &self.decoder_norm, &self.heads)
     }
 
     /// First row of each level in the tables of codes.
-    pub(super) fn level_starts(&self) -> &[u32] {
+    pub(crate) fn level_starts(&self) -> &[u32] {
         &self.level_starts
+    }
+
+    /// What reads a history.
+    pub(crate) fn history_parts(&self) -> HistoryParts<'_> {
+        HistoryParts { blocks: &self.blocks, bias: &self.bias, norm: &self.history_norm, bridge: &self.bridge }
     }
 
     /// Vectors of items: codes, content and embedding, summed -> (items, dim).
@@ -183,6 +189,11 @@ impl Rqt {
     /// (batch, dim), (items, dim) -> (batch, items).
     pub fn dense_scores(&self, states: &Tensor, table: &Tensor) -> Result<Tensor> {
         Ok(project(states, table)?)
+    }
+
+    /// What the history reads of the whole catalogue -> (items, dim).
+    pub(crate) fn item_inputs(&self) -> Result<Tensor> {
+        Ok(self.input_norm.forward(&self.catalogue(Mode::Eval)?)?)
     }
 
     /// Padded histories, `seq` items each -> (batch, seq, dim); position `t` has seen the items up to `t`.

@@ -96,44 +96,44 @@ impl Tiger {
         self.level_starts.len() - 1
     }
 
-    pub(super) fn decoder(&self) -> &[Block] {
+    pub(crate) fn decoder(&self) -> &[Block] {
         &self.decoder
     }
 
-    pub(super) fn encoder(&self) -> &[Block] {
+    pub(crate) fn encoder(&self) -> &[Block] {
         &self.encoder
     }
 
     /// Of the encoder and the decoder.
-    pub(super) fn norms(&self) -> (&RmsNorm, &RmsNorm) {
+    pub(crate) fn norms(&self) -> (&RmsNorm, &RmsNorm) {
         (&self.encoder_norm, &self.decoder_norm)
     }
 
-    pub(super) fn encoder_bias(&self) -> &RelativeBias {
+    pub(crate) fn encoder_bias(&self) -> &RelativeBias {
         &self.encoder_bias
     }
 
-    pub(super) fn decoder_bias(&self) -> &RelativeBias {
+    pub(crate) fn decoder_bias(&self) -> &RelativeBias {
         &self.decoder_bias
     }
 
     /// (tokens, dim).
-    pub(super) fn tokens(&self) -> &Tensor {
+    pub(crate) fn tokens(&self) -> &Tensor {
         &self.tokens
     }
 
     /// Rows of `tokens` with the codes of `level`.
-    pub(super) fn level_rows(&self, level: usize) -> std::ops::Range<usize> {
+    pub(crate) fn level_rows(&self, level: usize) -> std::ops::Range<usize> {
         self.level_starts[level] as usize..self.level_starts[level + 1] as usize
     }
 
     /// Row of `tokens` that the decoder starts from.
-    pub(super) fn start_row(&self) -> usize {
+    pub(crate) fn start_row(&self) -> usize {
         self.start_token() as usize
     }
 
     /// Most tokens of a history.
-    pub(super) fn longest(&self) -> usize {
+    pub(crate) fn longest(&self) -> usize {
         self.config.history_cap * (self.levels() + usize::from(self.config.separator))
     }
 
@@ -146,7 +146,7 @@ impl Tiger {
     }
 
     /// Tokens of the newest items of a history, oldest first.
-    pub(super) fn history_tokens(&self, history: &[ItemIdx]) -> Vec<u32> {
+    pub(crate) fn history_tokens(&self, history: &[ItemIdx]) -> Vec<u32> {
         let separator = self.config.separator.then_some(self.start_token() - 1);
         let newest = &history[history.len().saturating_sub(self.config.history_cap)..];
         newest.iter().flat_map(|item| self.item_tokens(*item).chain(separator)).collect()

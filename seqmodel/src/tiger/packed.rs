@@ -67,6 +67,11 @@ impl PackedTiger {
         })
     }
 
+    /// The model it was made of.
+    pub fn model(&self) -> &Tiger {
+        &self.model
+    }
+
     /// A decoding run over `histories`, which must not be empty.
     pub fn session(&self, histories: &[&[ItemIdx]]) -> PackedSession<'_> {
         let mut requests: Vec<_> = histories.iter().map(|_| self.decoder.take_request()).collect();

@@ -1,0 +1,284 @@
+//! A GPU by the driver's interface: one stream, memory that never moves, programs as captured graphs.
+//!
+//! All calls go through one lock, so that nothing strays into a capture; the work itself is the device's.
+
+use super::compile::Compiler;
+use super::device::{Device, Launch, Prepared, Program};
+use super::kernels::{Numbers, UNITS};
+use super::libraries::find_gpu;
+use crate::{Error, Result};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice_attribute_enum as Attribute, CUfunction, CUfunction_attribute_enum as FunctionAttribute,
+    CUgraphExec, CUmodule, CUresult, CUstream, CUstreamCaptureMode_enum as CaptureMode,
+};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Shared memory that a block has without being asked about it.
+const SHARED: u32 = 48 << 10;
+
+/// A GPU.
+#[derive(Clone)]
+pub struct Gpu(Arc<Inner>);
+
+struct Inner {
+    stream: CUstream,
+    context: CUcontext,
+    name: String,
+    arch: String,
+    driver: i32,
+    /// Kernels for f32 and bf16.
+    functions: [HashMap<&'static str, CUfunction>; 2],
+    lock: Mutex<()>,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has made the context its own, which `Inner::enter` does.
+#[expect(unsafe_code, reason = "handles of the driver")]
+unsafe impl Send for Inner {}
+// SAFETY: as above; calls go one at a time, behind the lock.
+#[expect(unsafe_code, reason = "handles of the driver")]
+unsafe impl Sync for Inner {}
+
+fn check(code: CUresult, call: &'static str) -> Result<()> {
+    if code == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text: *const c_char = std::ptr::null();
+    // SAFETY: the driver gives a constant text or leaves null.
+    #[expect(unsafe_code, reason = "a call of the driver")]
+    let text = unsafe {
+        let _ = sys::cuGetErrorString(code, &raw mut text);
+        if text.is_null() { format!("{code:?}") } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+    };
+    Err(Error::device(call, text))
+}
+
+/// Calls the driver and turns what it says into a result.
+macro_rules! driver {
+    ($function:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: see the comment above the call; pointers are of things that live through it.
+        #[expect(unsafe_code, reason = "a call of the driver")]
+        let code = unsafe { sys::$function($($argument),*) };
+        check(code, stringify!($function))
+    }};
+}
+
+impl Gpu {
+    /// The first GPU, with all kernels compiled for it: NVRTC from `nvrtc` or the loader's path, code kept in `cache`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the reason in a line.
+    pub fn open(nvrtc: Option<&Path>, cache: Option<PathBuf>) -> Result<Self> {
+        find_gpu().map_err(|reason| Error::device("GPU", reason))?;
+        let open = || Inner::open(&Compiler::new(nvrtc, cache)?);
+        let opened = catch_unwind(AssertUnwindSafe(open));
+        let inner = opened.map_err(|_| Error::device("GPU", "the driver or NVRTC lacks a function"))??;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// What kernels were compiled for, like `sm_90`.
+    pub fn arch(&self) -> &str {
+        &self.0.arch
+    }
+
+    /// Newest CUDA version that the driver knows, like 13000.
+    pub fn driver_version(&self) -> i32 {
+        self.0.driver
+    }
+
+    /// Bytes that are free, and all there are.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn room(&self) -> Result<(usize, usize)> {
+        let _entered = self.0.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // Both numbers live here.
+        driver!(cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
+        Ok((free, total))
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// The device fails, or a kernel did.
+    pub fn wait(&self) -> Result<()> {
+        let _entered = self.0.enter()?;
+        // The stream lives as long as this.
+        driver!(cuStreamSynchronize(self.0.stream))
+    }
+}
+
+impl Inner {
+    fn open(compiler: &Compiler) -> Result<Self> {
+        let (mut device, mut context, mut stream, mut driver) = (0, std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        // The driver has been started by `find_gpu`, and there is a first device; results go to variables of this frame.
+        driver!(cuDeviceGet(&raw mut device, 0))?;
+        driver!(cuDevicePrimaryCtxRetain(&raw mut context, device))?;
+        driver!(cuCtxSetCurrent(context))?;
+        driver!(cuDriverGetVersion(&raw mut driver))?;
+        // Flag 1: a stream that does not wait for the default one.
+        driver!(cuStreamCreate(&raw mut stream, 1))?;
+        let mut name = [0 as c_char; 256];
+        driver!(cuDeviceGetName(name.as_mut_ptr(), 256, device))?;
+        // SAFETY: the driver ends the name with a zero, within the array.
+        #[expect(unsafe_code, reason = "a text of the driver")]
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let attribute = |attribute| {
+            let mut value = 0;
+            driver!(cuDeviceGetAttribute(&raw mut value, attribute, device)).map(|()| value)
+        };
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if major < 8 {
+            return Err(Error::device("GPU", format!("{name} has compute capability {major}.{minor}, 8.0 is needed")));
+        }
+        let arch = format!("sm_{major}{minor}");
+        let [f32, bf16] = Numbers::ALL.map(|numbers| load(compiler, numbers, &arch));
+        Ok(Self { stream, context, name, arch, driver, functions: [f32?, bf16?], lock: Mutex::new(()) })
+    }
+
+    /// Makes the device this thread's, alone until the guard is dropped.
+    fn enter(&self) -> Result<MutexGuard<'_, ()>> {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // The context was retained and is never released.
+        driver!(cuCtxSetCurrent(self.context))?;
+        Ok(guard)
+    }
+
+    fn function(&self, numbers: Numbers, kernel: &'static str) -> Result<CUfunction> {
+        let functions = &self.functions[usize::from(numbers == Numbers::Bf16)];
+        functions.get(kernel).copied().ok_or_else(|| Error::device("GPU", format!("no kernel `{kernel}`")))
+    }
+
+    fn launch(&self, function: CUfunction, launch: &Launch) -> Result<()> {
+        let [x, y, z] = launch.grid;
+        let mut arguments: [*mut c_void; 1] = [launch.args.as_ptr().cast_mut().cast()];
+        // The kernel takes one argument of as many bytes as `args`, which the driver copies before it returns.
+        driver!(cuLaunchKernel(
+            function,
+            x,
+            y,
+            z,
+            launch.threads,
+            1,
+            1,
+            launch.shared,
+            self.stream,
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut()
+        ))
+    }
+}
+
+/// Compiles and loads every kernel. Modules stay for the life of the process.
+fn load(compiler: &Compiler, numbers: Numbers, arch: &str) -> Result<HashMap<&'static str, CUfunction>> {
+    let mut functions = HashMap::new();
+    for unit in UNITS {
+        let compiled = compiler.compile(unit, numbers, arch)?;
+        let mut module: CUmodule = std::ptr::null_mut();
+        // The image is a whole ELF file, whose header says how long it is.
+        driver!(cuModuleLoadData(&raw mut module, compiled.cubin.as_ptr().cast()))?;
+        for kernel in unit.kernels {
+            let mut function: CUfunction = std::ptr::null_mut();
+            let name = CString::new(kernel.name).map_err(|e| Error::device("GPU", e))?;
+            // The name ends with a zero and lives through the call.
+            driver!(cuModuleGetFunction(&raw mut function, module, name.as_ptr()))?;
+            functions.insert(kernel.name, function);
+        }
+    }
+    Ok(functions)
+}
+
+impl Device for Gpu {
+    fn name(&self) -> String {
+        self.0.name.clone()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let _entered = self.0.enter()?;
+        let mut address = 0;
+        // The address lives here, and the memory is at least as long as what is set.
+        driver!(cuMemAlloc_v2(&raw mut address, bytes))?;
+        driver!(cuMemsetD8Async(address, 0, bytes, self.0.stream))?;
+        Ok(address)
+    }
+
+    fn free(&self, address: u64) {
+        if let Ok(_entered) = self.0.enter() {
+            // Allocated by `allocate`; the driver waits for kernels that still use it. There is no one to tell of a failure.
+            let _ = driver!(cuMemFree_v2(address));
+        }
+    }
+
+    fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        let _entered = self.0.enter()?;
+        // From ordinary memory, so that the driver has read it when it returns.
+        driver!(cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.0.stream))
+    }
+
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        let _entered = self.0.enter()?;
+        // The destination lives until the stream has come to rest.
+        driver!(cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.0.stream))?;
+        driver!(cuStreamSynchronize(self.0.stream))
+    }
+
+    fn prepare(&self, program: &Program) -> Result<Box<dyn Prepared>> {
+        let inner = &self.0;
+        let _entered = inner.enter()?;
+        let mut functions = Vec::with_capacity(program.launches.len());
+        for launch in &program.launches {
+            let function = inner.function(program.numbers, launch.kernel)?;
+            if launch.shared > SHARED {
+                let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let mut now = 0;
+                driver!(cuFuncGetAttribute(&raw mut now, most, function))?;
+                driver!(cuFuncSetAttribute(function, most, now.max(launch.shared as i32)))?;
+            }
+            functions.push(function);
+        }
+        driver!(cuStreamBeginCapture_v2(inner.stream, CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))?;
+        let launched = functions.iter().zip(&program.launches).try_for_each(|(f, launch)| inner.launch(*f, launch));
+        let mut graph = std::ptr::null_mut();
+        // A capture must be ended even when a launch was refused.
+        let ended = driver!(cuStreamEndCapture(inner.stream, &raw mut graph));
+        launched.and(ended)?;
+        let mut graph_exec = std::ptr::null_mut();
+        let made = driver!(cuGraphInstantiateWithFlags(&raw mut graph_exec, graph, 0));
+        driver!(cuGraphDestroy(graph))?;
+        made?;
+        driver!(cuGraphUpload(graph_exec, inner.stream))?;
+        Ok(Box::new(Graph { gpu: self.clone(), graph: graph_exec }))
+    }
+}
+
+/// A captured program.
+struct Graph {
+    gpu: Gpu,
+    graph: CUgraphExec,
+}
+
+// SAFETY: a handle of the driver, used behind the lock of its GPU.
+#[expect(unsafe_code, reason = "handles of the driver")]
+unsafe impl Send for Graph {}
+
+impl Prepared for Graph {
+    fn run(&mut self) -> Result<()> {
+        let _entered = self.gpu.0.enter()?;
+        // Graph and stream live as long as this; the arguments were copied when it was captured.
+        driver!(cuGraphLaunch(self.graph, self.gpu.0.stream))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.gpu.0.enter() {
+            // The driver keeps what still runs until it has ended.
+            let _ = driver!(cuGraphExecDestroy(self.graph));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A model whose requests run on a device where they can, and on the processor where they cannot.
+
+use super::model::DeviceModel;
+use super::session::{Session, Size};
+use crate::Result;
+use crate::generative::{Generator, Search};
+use crate::rqt::PackedRqt;
+use crate::tiger::PackedTiger;
+use beam::cuda::{Device, DeviceIndex, DeviceKernel, Numbers};
+use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trace, Trie};
+use candle_core::Tensor;
+use rqvae::ItemIdx;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Requests that run at once; more are cut into such batches.
+const MOST_REQUESTS: usize = 256;
+
+/// Programs that are kept, the last ones used.
+const PROGRAMS: usize = 24;
+
+/// A generative model on a device. What the device path does not know, traces, guidance by a dense head and masks of a
+/// catalogue that has changed since its index was built, is answered by the packed model.
+pub struct DeviceGenerator<M> {
+    packed: M,
+    model: DeviceModel,
+    device: Arc<dyn Device>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    index: Option<Arc<DeviceIndex>>,
+    /// Last used last.
+    programs: Vec<(Size, BeamConfig, Session)>,
+}
+
+impl DeviceGenerator<PackedTiger> {
+    /// Copies the weights of `packed` to `device`.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn tiger(packed: PackedTiger, device: &Arc<dyn Device>, numbers: Numbers) -> Result<Self> {
+        let model = DeviceModel::tiger(packed.model(), device, numbers)?;
+        Ok(Self { packed, model, device: Arc::clone(device), state: Mutex::default() })
+    }
+}
+
+impl DeviceGenerator<PackedRqt> {
+    /// Copies the weights of `packed` to `device`.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn rqt(packed: PackedRqt, device: &Arc<dyn Device>, numbers: Numbers) -> Result<Self> {
+        let model = DeviceModel::rqt(packed.model(), device, numbers)?;
+        Ok(Self { packed, model, device: Arc::clone(device), state: Mutex::default() })
+    }
+}
+
+impl<M> DeviceGenerator<M> {
+    /// Kernels and bytes of the program that ran last.
+    pub fn last_program(&self) -> Option<(usize, usize)> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.programs.last().map(|(_, _, session)| (session.nodes(), session.bytes()))
+    }
+
+    /// Lists by the device.
+    ///
+    /// # Errors
+    /// The search does not fit the device, or it fails.
+    pub fn decode_on_device(
+        &self,
+        histories: &[&[ItemIdx]],
+        trie: &Trie,
+        config: &BeamConfig,
+        live: &[LiveMask],
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        config.validate(trie.levels())?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        let index = self.index(state, trie)?;
+        let mut lists = Vec::with_capacity(histories.len());
+        for (histories, live) in histories.chunks(MOST_REQUESTS).zip(live.chunks(MOST_REQUESTS)) {
+            let positions = histories.iter().map(|history| self.model.read(history).len()).max().unwrap_or(1);
+            let size = Size::of(histories.len(), positions.min(self.model.longest).max(1));
+            let known = state.programs.iter().position(|(s, c, _)| *s == size && c == config);
+            let program = if let Some(at) = known {
+                state.programs.remove(at)
+            } else {
+                if state.programs.len() == PROGRAMS {
+                    state.programs.remove(0);
+                }
+                let kernel = DeviceKernel::new(&self.device, &index, self.model.numbers, config)?;
+                let session = Session::new(&self.model, &self.device, &kernel, size, &config.widths, config.score)?;
+                (size, config.clone(), session)
+            };
+            state.programs.push(program);
+            if let Some((_, _, session)) = state.programs.last_mut() {
+                lists.extend(session.run(&self.model, histories, live)?);
+            }
+        }
+        Ok(lists)
+    }
+
+    /// The index of `trie`: in the place of the one before where it has the same shape, so that programs stay valid.
+    fn index(&self, state: &mut State, trie: &Trie) -> Result<Arc<DeviceIndex>> {
+        if let Some(index) = &state.index {
+            let now = index.trie();
+            if now.is_same(trie) {
+                return Ok(Arc::clone(index));
+            }
+            if now.spec() == trie.spec() {
+                index.replace(trie)?;
+                return Ok(Arc::clone(index));
+            }
+        }
+        state.programs.clear();
+        let index = Arc::new(DeviceIndex::new(&self.device, trie)?);
+        state.index = Some(Arc::clone(&index));
+        Ok(index)
+    }
+}
+
+/// Whether a device can answer the search as it is asked for.
+fn fits(search: &Search, trace: bool) -> bool {
+    let widest = search.config.widths.iter().copied().max().unwrap_or(0);
+    !trace
+        && search.guidance.is_none()
+        && widest <= beam::cuda::MAX_WIDTH
+        && search.trie.levels() <= beam::cuda::MAX_LEVELS
+        && !search.live.iter().any(LiveMask::is_changed)
+}
+
+impl<M: Generator> Generator for DeviceGenerator<M> {
+    fn name(&self) -> &'static str {
+        self.packed.name()
+    }
+
+    fn score_mode(&self) -> ScoreMode {
+        self.packed.score_mode()
+    }
+
+    fn guide(&self) -> f32 {
+        self.packed.guide()
+    }
+
+    fn guidance_table(&self) -> Result<Option<Tensor>> {
+        self.packed.guidance_table()
+    }
+
+    fn decode(
+        &self,
+        histories: &[&[ItemIdx]],
+        search: &Search,
+        trace: Option<&mut Trace>,
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        if fits(search, trace.is_some()) {
+            return self.decode_on_device(histories, search.trie, search.config, search.live);
+        }
+        self.packed.decode(histories, search, trace)
+    }
+}

@@ -1,0 +1,507 @@
+//! One size of request as a fixed program: the history is read, the trie searched, and nothing asked of the host between.
+//!
+//! Four kernels a block of the encoder, one for all keys and values of the memory, five a block and level of the decoder,
+//! three for scores and selection. Rows of requests that are not there are computed along and looked at by no one.
+
+use super::launch;
+use super::model::{DeviceModel, First, Look, SEQ_STEP};
+use super::weights::{DeviceBlock, STEP};
+use crate::{Error, Result};
+use beam::cuda::{
+    ADD, AttendArgs, Device, DeviceBeams, DeviceKernel, DeviceScores, EmbedArgs, FLOATS, Feed, FeedForwardArgs, HEADS,
+    HeadArgs, Launch, Memory, NORM, PathArgs, Plan, ProductArgs, RELU, Recorded, Region, bucket, record,
+};
+use beam::{BoxError, Hypothesis, LiveMask, ScoreMode, StepScorer};
+use rqvae::ItemIdx;
+use std::sync::Arc;
+
+/// Requests and positions that a program has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Size {
+    pub(super) batch: usize,
+    pub(super) seq: usize,
+}
+
+impl Size {
+    /// The smallest of few sizes for so many requests of so many positions at most.
+    pub(super) fn of(requests: usize, positions: usize) -> Self {
+        Self { batch: bucket(requests), seq: bucket(positions.div_ceil(SEQ_STEP)) * SEQ_STEP }
+    }
+}
+
+/// Where activations are.
+#[derive(Debug, Clone)]
+pub(super) struct Activations {
+    pub(super) plan: Plan,
+    /// Rows of `inputs`: (batch, seq).
+    ids: Region,
+    /// Positions there are: (batch,).
+    lengths: Region,
+    /// Rows of states that the decoder reads: (batch,) the newest, (batch, look back) the memory, and how many.
+    newest: Region,
+    back: Region,
+    back_lengths: Region,
+    /// (batch * seq, dim) f32.
+    states: Region,
+    queries: Region,
+    /// Keys, then transposed values.
+    keys_values: Region,
+    mixed: Region,
+    hidden: Region,
+    memory: Region,
+    x: Region,
+    /// Per block of the decoder and level: (rows, 2 * width).
+    cache: Region,
+}
+
+impl Activations {
+    pub(super) fn new(model: &DeviceModel, size: Size, widths: &[usize]) -> Self {
+        let mut plan = Plan::default();
+        let (number, dim) = (model.numbers.bytes(), model.dim_pad());
+        let rows = size.batch * size.seq;
+        let beams = size.batch * widths.iter().copied().max().unwrap_or(1);
+        let most = rows.max(beams);
+        let width = model.encoder.iter().chain(&model.decoder).map(|block| block.heads.width()).max().unwrap_or(0);
+        let hidden = |block: &&DeviceBlock| if block.is_fused() { 0 } else { block.hidden };
+        let hidden = model.encoder.iter().chain(&model.decoder).map(|block| hidden(&block)).max().unwrap_or(0);
+        let seq_pad = size.seq.next_multiple_of(STEP);
+        let back = model.back();
+        let memory_seq = model.memory_seq(size);
+        Self {
+            ids: plan.take("ids", rows, 4),
+            lengths: plan.take("lengths", size.batch, 4),
+            newest: plan.take("newest", size.batch, 4),
+            back: plan.take("look back", size.batch * back, 4),
+            back_lengths: plan.take("look back lengths", size.batch, 4),
+            states: plan.take("states", rows * dim, 4),
+            queries: plan.take("queries", most * width, number),
+            keys_values: plan.take("keys and values", 2 * size.batch * width * seq_pad, number),
+            mixed: plan.take("mixed", most * width, number),
+            hidden: plan.take("hidden", most * hidden, number),
+            memory: plan.take(
+                "memory",
+                model.decoder.len() * 2 * size.batch * width * memory_seq.next_multiple_of(STEP),
+                number,
+            ),
+            x: plan.take("x", beams * dim, 4),
+            cache: plan.take("cache", model.decoder.len() * widths.len() * beams * 2 * width, number),
+            plan,
+        }
+    }
+}
+
+impl DeviceModel {
+    /// Newest states that the decoder attends to; 0 where it attends to all or to none.
+    fn back(&self) -> usize {
+        match (self.look, &self.memory) {
+            (Look::Back(back), Some(_)) => back,
+            _ => 0,
+        }
+    }
+
+    /// Keys of the decoder's memory.
+    fn memory_seq(&self, size: Size) -> usize {
+        match (self.look, &self.memory) {
+            (_, None) => 0,
+            (Look::All, _) => size.seq,
+            (Look::Back(back), _) => back,
+        }
+    }
+}
+
+/// A program and its memory.
+pub(super) struct Session {
+    size: Size,
+    recorded: Recorded,
+    places: Activations,
+    memory: Memory,
+    device: Arc<dyn Device>,
+}
+
+/// Writes the kernels of a model down.
+struct Writer<'a> {
+    model: &'a DeviceModel,
+    size: Size,
+    places: &'a Activations,
+    base: u64,
+    levels: usize,
+    /// Most rows of a level.
+    beams: usize,
+}
+
+impl Session {
+    pub(super) fn new(
+        model: &DeviceModel,
+        device: &Arc<dyn Device>,
+        kernel: &DeviceKernel,
+        size: Size,
+        widths: &[usize],
+        score: ScoreMode,
+    ) -> Result<Self> {
+        let places = Activations::new(model, size, widths);
+        let memory = Memory::new(device, places.plan.bytes())?;
+        let beams = size.batch * widths.iter().copied().max().unwrap_or(1);
+        let mut writer = Writer { model, size, places: &places, base: memory.address(), levels: widths.len(), beams };
+        let prologue = writer.encode();
+        let recorded = record(kernel, &mut writer, prologue, size.batch, score)?;
+        Ok(Self { size, recorded, places, memory, device: Arc::clone(device) })
+    }
+
+    /// Kernels of the program.
+    pub(super) fn nodes(&self) -> usize {
+        self.recorded.nodes()
+    }
+
+    /// Bytes of activations and search.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.bytes() + self.recorded.bytes()
+    }
+
+    /// Lists for histories that fit its size.
+    pub(super) fn run(
+        &mut self,
+        model: &DeviceModel,
+        histories: &[&[ItemIdx]],
+        live: &[LiveMask],
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        let Size { batch, seq } = self.size;
+        let back = model.back();
+        let mut ids = vec![u32::MAX; batch * seq];
+        let (mut lengths, mut newest) = (vec![0u32; batch], vec![0u32; batch]);
+        let (mut rows, mut back_lengths) = (vec![0u32; batch * back], vec![0u32; batch]);
+        for (request, history) in histories.iter().enumerate() {
+            let read = model.read(history);
+            if read.is_empty() || read.len() > seq {
+                let expected = format!("1 to {seq} positions");
+                return Err(Error::Mismatch { what: "history".into(), expected, found: read.len().to_string() });
+            }
+            ids[request * seq..][..read.len()].copy_from_slice(&read);
+            lengths[request] = read.len() as u32;
+            let last = request * seq + read.len() - 1;
+            newest[request] = last as u32;
+            back_lengths[request] = back.min(read.len()) as u32;
+            for (i, row) in rows[request * back..][..back].iter_mut().enumerate() {
+                *row = (last - i.min(read.len() - 1)) as u32;
+            }
+        }
+        self.write(self.places.ids, &ids)?;
+        self.write(self.places.lengths, &lengths)?;
+        self.write(self.places.newest, &newest)?;
+        self.write(self.places.back, &rows)?;
+        self.write(self.places.back_lengths, &back_lengths)?;
+        Ok(self.recorded.run(live)?)
+    }
+
+    fn write(&self, region: Region, values: &[u32]) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        Ok(self.device.write(self.memory.address() + region.offset as u64, &bytes)?)
+    }
+}
+
+impl Writer<'_> {
+    fn at(&self, region: Region) -> u64 {
+        self.base + region.offset as u64
+    }
+
+    fn product(&self, args: &ProductArgs) -> Launch {
+        launch::product(self.model.numbers, args)
+    }
+
+    /// x += relu(norm(x) Wi) Wo over `rows` rows at `x`.
+    fn feed_forward(&self, block: &DeviceBlock, x: u64, rows: usize, launches: &mut Vec<Launch>) {
+        let (dim, pitch) = (self.model.dim as u32, self.model.dim_pad() as u32);
+        if block.is_fused() {
+            let args = FeedForwardArgs {
+                x,
+                wi: block.inner.address(),
+                wo: block.outer.address(),
+                rows: rows as u32,
+                dim,
+                dim_pad: pitch,
+                hidden: block.hidden as u32,
+                ldx: pitch,
+                ldi: block.inner.pitch,
+                ldo: block.outer.pitch,
+                pad: 0,
+            };
+            launches.push(launch::feed_forward(self.model.numbers, &args));
+            return;
+        }
+        let hidden = self.at(self.places.hidden);
+        launches.push(self.product(&ProductArgs {
+            x,
+            w: block.inner.address(),
+            y0: hidden,
+            rows: rows as u32,
+            inputs: block.inner.pitch,
+            dim,
+            cols: block.inner.rows,
+            ldx: pitch,
+            ldw: block.inner.pitch,
+            ld0: block.hidden as u32,
+            split: block.inner.rows,
+            flags: NORM | RELU,
+            ..ProductArgs::default()
+        }));
+        launches.push(self.add(&block.outer, hidden, x, rows));
+    }
+
+    /// x += rows at `from` times the transpose of `matrix`.
+    fn add(&self, matrix: &super::weights::Matrix, from: u64, x: u64, rows: usize) -> Launch {
+        self.product(&ProductArgs {
+            x: from,
+            w: matrix.address(),
+            y0: x,
+            rows: rows as u32,
+            inputs: matrix.pitch,
+            dim: matrix.pitch,
+            cols: matrix.rows,
+            ldx: matrix.pitch,
+            ldw: matrix.pitch,
+            ld0: self.model.dim_pad() as u32,
+            split: matrix.rows,
+            flags: ADD,
+            ..ProductArgs::default()
+        })
+    }
+
+    /// From ids to states and the memory's keys and values.
+    fn encode(&self) -> Vec<Launch> {
+        let (model, places, Size { batch, seq }) = (self.model, self.places, self.size);
+        let (dim, pitch, rows) = (model.dim as u32, model.dim_pad() as u32, (batch * seq) as u32);
+        let states = self.at(places.states);
+        let table = model.inputs.address();
+        let embed = EmbedArgs { table, ids: self.at(places.ids), x: states, rows, same: 0, ldt: pitch, ldx: pitch };
+        let mut launches = vec![launch::embed(&embed)];
+        let seq_pad = seq.next_multiple_of(STEP);
+        for block in &model.encoder {
+            let heads = block.heads;
+            let width = heads.width();
+            let keys = self.at(places.keys_values);
+            let values_at = (batch * width * seq_pad) as u64;
+            launches.push(self.product(&ProductArgs {
+                x: states,
+                w: block.query_key_value.address(),
+                y0: self.at(places.queries),
+                y1: keys,
+                values_at,
+                rows,
+                inputs: block.query_key_value.pitch,
+                dim,
+                cols: block.query_key_value.rows,
+                ldx: pitch,
+                ldw: block.query_key_value.pitch,
+                ld0: width as u32,
+                split: width as u32,
+                flags: NORM | HEADS,
+                seq: seq as u32,
+                seq_pad: seq_pad as u32,
+                heads: heads.count as u32,
+                head_dim: heads.dim as u32,
+                ..ProductArgs::default()
+            }));
+            let attend = AttendArgs {
+                x: self.at(places.queries),
+                wq: 0,
+                keys,
+                values: keys + values_at * model.numbers.bytes() as u64,
+                bias: model.encoder_bias.table.address(),
+                lengths: self.at(places.lengths),
+                y: self.at(places.mixed),
+                queries: seq as u32,
+                seq: seq as u32,
+                seq_pad: seq_pad as u32,
+                heads: heads.count as u32,
+                head_dim: heads.dim as u32,
+                ldx: width as u32,
+                ldw: 0,
+                ldy: width as u32,
+                dim,
+                dim_pad: pitch,
+                distances: model.encoder_bias.distances as u32,
+                zero: model.encoder_bias.zero as u32,
+                causal: u32::from(model.causal),
+                pad: 0,
+            };
+            launches.push(launch::attend(model.numbers, &attend, batch as u32));
+            launches.push(self.add(&block.output, self.at(places.mixed), states, rows as usize));
+            self.feed_forward(block, states, rows as usize, &mut launches);
+        }
+        launches.extend(self.memory());
+        launches
+    }
+
+    /// Keys and values of what the decoder attends to, for all its blocks.
+    fn memory(&self) -> Option<Launch> {
+        let (model, places) = (self.model, self.places);
+        let (matrix, heads) = (model.memory.as_ref()?, model.decoder.first()?.heads);
+        let seq = model.memory_seq(self.size);
+        let each = (self.size.batch * heads.width() * seq.next_multiple_of(STEP)) as u64;
+        Some(self.product(&ProductArgs {
+            x: self.at(places.states),
+            row_ids: if model.back() > 0 { self.at(places.back) } else { 0 },
+            w: matrix.address(),
+            y1: self.at(places.memory),
+            layer_stride: 2 * each,
+            values_at: each,
+            rows: (self.size.batch * seq) as u32,
+            inputs: matrix.pitch,
+            dim: model.dim as u32,
+            cols: matrix.rows,
+            ldx: model.dim_pad() as u32,
+            ldw: matrix.pitch,
+            split: 0,
+            flags: NORM | HEADS,
+            seq: seq as u32,
+            seq_pad: seq.next_multiple_of(STEP) as u32,
+            heads: heads.count as u32,
+            head_dim: heads.dim as u32,
+            ..ProductArgs::default()
+        }))
+    }
+
+    /// The decoder's first input.
+    fn first(&self) -> Launch {
+        let (model, places, batch) = (self.model, self.places, self.size.batch as u32);
+        let (pitch, x) = (model.dim_pad() as u32, self.at(places.x));
+        match &model.first {
+            First::Row(same) => {
+                let table = model.codes.address();
+                launch::embed(&EmbedArgs { table, ids: 0, x, rows: batch, same: *same, ldt: pitch, ldx: pitch })
+            }
+            First::State(matrix) => self.product(&ProductArgs {
+                x: self.at(places.states),
+                row_ids: self.at(places.newest),
+                w: matrix.address(),
+                y0: x,
+                rows: batch,
+                inputs: matrix.pitch,
+                dim: model.dim as u32,
+                cols: matrix.rows,
+                ldx: pitch,
+                ldw: matrix.pitch,
+                ld0: pitch,
+                split: matrix.rows,
+                flags: NORM | FLOATS,
+                ..ProductArgs::default()
+            }),
+        }
+    }
+
+    /// One block of the decoder over the beams of a level.
+    fn block(&self, at: usize, block: &DeviceBlock, level: usize, beams: &DeviceBeams, launches: &mut Vec<Launch>) {
+        let (model, places) = (self.model, self.places);
+        let (dim, pitch) = (model.dim as u32, model.dim_pad() as u32);
+        let (heads, x, rows) = (block.heads, self.at(places.x), beams.batch() * beams.beams());
+        let (width, number) = (heads.width(), model.numbers.bytes() as u64);
+        let step_stride = (self.beams * 2 * width) as u64;
+        let cache = self.at(places.cache) + (at * self.levels) as u64 * step_stride * number;
+        launches.push(self.product(&ProductArgs {
+            x,
+            w: block.query_key_value.address(),
+            y0: self.at(places.queries),
+            y1: cache + level as u64 * step_stride * number,
+            rows: rows as u32,
+            inputs: block.query_key_value.pitch,
+            dim,
+            cols: block.query_key_value.rows,
+            ldx: pitch,
+            ldw: block.query_key_value.pitch,
+            ld0: width as u32,
+            ld1: 2 * width as u32,
+            split: width as u32,
+            flags: NORM,
+            ..ProductArgs::default()
+        }));
+        let bias = model.decoder_bias.as_ref();
+        let path = PathArgs {
+            query: self.at(places.queries),
+            cache,
+            ancestors: beams.ancestors(),
+            bias: bias.map_or(0, |bias| bias.table.address()),
+            w: block.output.address(),
+            x,
+            step_stride,
+            rows: rows as u32,
+            step: level as u32,
+            heads: heads.count as u32,
+            head_dim: heads.dim as u32,
+            ldw: block.output.pitch,
+            ldx: pitch,
+            cols: block.output.rows,
+            distances: bias.map_or(0, |bias| bias.distances as u32),
+            zero: bias.map_or(0, |bias| bias.zero as u32),
+            pad: 0,
+        };
+        launches.push(launch::path(model.numbers, &path));
+        if let (Some((query, output)), Some(_)) = (&block.memory, &model.memory) {
+            let seq = model.memory_seq(self.size);
+            let seq_pad = seq.next_multiple_of(STEP);
+            let each = (self.size.batch * width * seq_pad) as u64 * number;
+            let keys = self.at(places.memory) + at as u64 * 2 * each;
+            let lengths = if model.back() > 0 { places.back_lengths } else { places.lengths };
+            let attend = AttendArgs {
+                x,
+                wq: query.address(),
+                keys,
+                values: keys + each,
+                bias: 0,
+                lengths: self.at(lengths),
+                y: self.at(places.mixed),
+                queries: beams.beams() as u32,
+                seq: seq as u32,
+                seq_pad: seq_pad as u32,
+                heads: heads.count as u32,
+                head_dim: heads.dim as u32,
+                ldx: pitch,
+                ldw: query.pitch,
+                ldy: width as u32,
+                dim,
+                dim_pad: pitch,
+                ..AttendArgs::default()
+            };
+            launches.push(launch::attend(model.numbers, &attend, self.size.batch as u32));
+            launches.push(self.add(output, self.at(places.mixed), x, rows));
+        }
+        self.feed_forward(block, x, rows, launches);
+    }
+}
+
+impl StepScorer<DeviceKernel> for Writer<'_> {
+    fn score(&mut self, level: usize, beams: &DeviceBeams) -> std::result::Result<DeviceScores, BoxError> {
+        let model = self.model;
+        let mut launches = if level == 0 { vec![self.first()] } else { Vec::new() };
+        for (at, block) in model.decoder.iter().enumerate() {
+            self.block(at, block, level, beams, &mut launches);
+        }
+        let (codes, pitch) = (model.level_codes[level], model.dim_pad() as u32);
+        let (head, scores) = (&model.heads[level], beams.scores(codes));
+        let args = HeadArgs {
+            x: self.at(self.places.x),
+            w: head.address(),
+            logits: scores.logits,
+            partials: scores.partials,
+            rows: (beams.batch() * beams.beams()) as u32,
+            inputs: head.pitch,
+            dim: model.dim as u32,
+            codes: codes as u32,
+            ldx: pitch,
+            ldw: head.pitch,
+            ldl: scores.pitch,
+            tiles: scores.tiles,
+        };
+        launches.push(launch::head(model.numbers, &args));
+        if let Some(launch) = launches.iter().find(|launch| launch.shared > launch::MOST_SHARED) {
+            return Err(format!("kernel `{}` needs {} bytes of shared memory", launch.kernel, launch.shared).into());
+        }
+        launches.into_iter().for_each(|launch| beams.push(launch));
+        if level + 1 < self.levels {
+            let (table, row) = (model.codes.address(), model.level_starts[level]);
+            beams.feed(Feed { table, table_pitch: pitch, row, x: self.at(self.places.x), pitch });
+        }
+        Ok(scores)
+    }
+}
