@@ -56,6 +56,11 @@ impl ItemFeatures {
         self.content.as_ref().map_or(0, |c| c.dim)
     }
 
+    /// The content vectors, where there are some.
+    pub fn vectors(&self) -> Option<&Vectors> {
+        self.content.as_deref()
+    }
+
     /// Codes of `item`, one per level, suffix included.
     pub fn codes(&self, item: ItemIdx) -> &[rqvae::Code] {
         self.sids.codes(item)

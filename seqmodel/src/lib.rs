@@ -1,7 +1,7 @@
 //! Models that read a user history and score what comes next.
 //!
-//! Rooms, in the order data flows: [`data`] (histories, split, batches), [`nn`] (layers), [`rqt`], [`tiger`] and
-//! [`dense`] (models), [`loss`], [`train`] (one loop for all), [`generative`] and [`retrieve`] (history in, items out),
+//! Rooms, in the order data flows: [`data`] (histories, split, batches), [`nn`] (layers), [`rqt`], [`tiger`],
+//! [`dense`] and [`mf`] (models), [`loss`], [`train`] (one loop for all), [`generative`] and [`retrieve`] (history in, items out),
 //! [`mod@evaluate`] and [`Metrics`].
 
 pub mod baseline;
@@ -11,10 +11,12 @@ pub mod dense;
 mod error;
 pub mod evaluate;
 pub mod generative;
+pub mod hybrid;
 mod items;
 pub mod loss;
 pub mod memory;
 mod metrics;
+pub mod mf;
 pub mod nn;
 mod objectives;
 mod packed;
@@ -30,7 +32,7 @@ pub use evaluate::{EvalConfig, Evaluation, evaluate};
 pub use generative::{Generative, Generator, Guidance, Search};
 pub use items::ItemFeatures;
 pub use metrics::{Metrics, Ranks};
-pub use objectives::{RqtObjective, SasRecObjective, TigerObjective};
+pub use objectives::{HybridObjective, RqtObjective, SasRecObjective, TigerObjective, TwoTowerObjective};
 pub use packed::{PackedSession, Precision};
 pub use retrieve::{Query, Retriever, Scored};
 

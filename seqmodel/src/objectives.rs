@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::data::Window;
-use crate::dense::SasRec;
+use crate::dense::{SasRec, TwoTower};
+use crate::hybrid::Hybrid;
 use crate::rqt::Rqt;
 use crate::tiger::{Sample, Tiger};
 use crate::train::Objective;
@@ -29,6 +30,22 @@ pub struct TigerObjective<'a> {
 pub struct SasRecObjective<'a> {
     /// The model.
     pub model: &'a SasRec,
+    /// Training windows.
+    pub windows: &'a [Window],
+}
+
+/// Two towers over windows.
+pub struct TwoTowerObjective<'a> {
+    /// The model.
+    pub model: &'a TwoTower,
+    /// Training windows.
+    pub windows: &'a [Window],
+}
+
+/// The generative part of a hybrid over windows; the rest of it is counted, not trained.
+pub struct HybridObjective<'a> {
+    /// The model.
+    pub model: &'a Hybrid,
     /// Training windows.
     pub windows: &'a [Window],
 }
@@ -66,6 +83,34 @@ impl Objective for TigerObjective<'_> {
 }
 
 impl Objective for SasRecObjective<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.windows.iter().map(|w| w.items.len()).collect()
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
+    }
+
+    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
+        self.model.loss(&pick(self.windows, rows), mode)
+    }
+}
+
+impl Objective for TwoTowerObjective<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.windows.iter().map(|w| w.items.len()).collect()
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
+    }
+
+    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
+        self.model.loss(&pick(self.windows, rows), mode)
+    }
+}
+
+impl Objective for HybridObjective<'_> {
     fn lengths(&self) -> Vec<usize> {
         self.windows.iter().map(|w| w.items.len()).collect()
     }

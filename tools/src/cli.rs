@@ -65,12 +65,12 @@ enum Command {
     Train(TrainArgs),
     /// Full-catalogue, item-level evaluation
     #[command(
-        after_help = "Examples:\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv --seen include --ties shuffle:1 --report report.json"
+        after_help = "Examples:\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv\n  sidrec eval --run run --catalogue catalogue --interactions interactions.csv --seen include --ties shuffle:1 --report report.json\n  sidrec eval --baseline ials --catalogue catalogue --interactions interactions.csv --write-run ials.run --write-qrels qrels"
     )]
     Eval(EvalArgs),
     /// What is recommended of items that training has never seen, by published protocols
     #[command(
-        after_help = "Examples:\n  sidrec cold-start --items items.jsonl --interactions interactions.csv --protocol tiger --out cold\n  sidrec cold-start --items items.jsonl --interactions interactions.csv --protocol time --share 0.2 --preset quick --out cold-time"
+        after_help = "Examples:\n  sidrec cold-start --items items.jsonl --interactions interactions.csv --protocol tiger --out cold\n  sidrec cold-start --items items.jsonl --interactions interactions.csv --protocol time --share 0.2 --methods counted --out cold-time"
     )]
     ColdStart(Box<ColdStartArgs>),
     /// Recommend to all users of a file
@@ -236,12 +236,17 @@ struct RunArgs {
     /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
     guide: Option<f32>,
+    /// Share of all places that new items get, 0 to 1; without it, the model's own
+    #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
+    new_share: Option<f64>,
 }
 
 impl RunArgs {
     fn load(&self, catalogue: &Catalogue) -> Result<Trained> {
         let Trained { model, seed } = crate::jobs::train::load(&self.run, catalogue)?;
         let model = model.with_guide(self.guide).map_err(|e| fault(Fault::Usage, format!("--guide: {e}")))?;
+        let model =
+            model.with_new_share(self.new_share).map_err(|e| fault(Fault::Usage, format!("--new-share: {e}")))?;
         Ok(Trained { model, seed })
     }
 }
@@ -370,6 +375,6 @@ fn recommend_all(args: &RecommendArgs) -> Result<()> {
     let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
     let (k, beam) = (args.k as usize, args.run.beam as usize);
     let interrupt = Interrupt::install()?;
-    let asked = recommend::Asked { k, beam, run: &args.run.run, guide: args.run.guide };
+    let asked = recommend::Asked { k, beam, run: &args.run.run, guide: args.run.guide, new_share: args.run.new_share };
     recommend::recommend_to(&args.out, &trained.model, &catalogue, &histories, &asked, &|| interrupt.signal())
 }

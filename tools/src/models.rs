@@ -2,15 +2,21 @@
 
 use anyhow::Result;
 use beam::Trie;
-use rqvae::Decay;
+use rqvae::{Decay, ItemIdx};
 use seqmodel::data::{Window, windows};
-use seqmodel::dense::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever};
+use seqmodel::dense::{
+    SasRec, SasRecConfig, SasRecLoss, SasRecRetriever, TwoTower, TwoTowerConfig, TwoTowerRetriever,
+};
+use seqmodel::hybrid::{Hybrid, HybridConfig, HybridRetriever};
 use seqmodel::nn::Parameters;
 use seqmodel::retrieve::Retriever;
 use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
 use seqmodel::tiger::{PackedTiger, Sample, Tiger, TigerConfig, samples};
 use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
-use seqmodel::{Generative, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective};
+use seqmodel::{
+    Generative, HybridObjective, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective,
+    TwoTowerObjective,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -24,6 +30,10 @@ pub enum ModelConfig {
     Tiger(TigerConfig),
     /// `SASRec` with full-softmax cross-entropy.
     Sasrec(SasRecConfig),
+    /// A tower for histories and one for items, with sampled softmax.
+    TwoTower(TwoTowerConfig),
+    /// The RQ-Transformer beside a memory, with places for new items.
+    Hybrid(HybridConfig),
 }
 
 /// All that a training run is configured by.
@@ -37,7 +47,7 @@ pub struct RunConfig {
 }
 
 /// Names that `--model` takes.
-pub const MODELS: [&str; 3] = ["rqt", "tiger", "sasrec"];
+pub const MODELS: [&str; 5] = ["rqt", "tiger", "sasrec", "two-tower", "hybrid"];
 
 /// What the presets of `rqt` share: item embeddings beside codes and content, codes that compete among valid
 /// continuations, and a dense head that guides the search.
@@ -146,6 +156,31 @@ impl RunConfig {
                     ..train
                 },
             },
+            ("two-tower", "default" | "demo") => Self {
+                model: ModelConfig::TwoTower(TwoTowerConfig::default()),
+                train: TrainConfig { learning_rate: 2e-3, max_epochs: 20, eval_users: 2000, patience: 4, ..train },
+            },
+            ("two-tower", "quick") => Self {
+                model: ModelConfig::TwoTower(TwoTowerConfig {
+                    dim: 32,
+                    uniform_negatives: 256,
+                    ..TwoTowerConfig::default()
+                }),
+                train: TrainConfig {
+                    learning_rate: 3e-3,
+                    warmup_steps: 5,
+                    max_epochs: 6,
+                    eval_every: 2,
+                    eval_users: 500,
+                    ..train
+                },
+            },
+            ("hybrid", preset @ ("default" | "demo" | "quick")) => {
+                let Self { model: ModelConfig::Rqt(rqt), train } = Self::preset("rqt", preset)? else {
+                    anyhow::bail!("preset `{preset}` of rqt is of another model")
+                };
+                Self { model: ModelConfig::Hybrid(HybridConfig { rqt, ..HybridConfig::default() }), train }
+            }
             (name, other) if MODELS.contains(&name) => {
                 let presets = if name == "tiger" { "paper, grid, quick" } else { "default, demo, quick" };
                 anyhow::bail!("model `{name}` has no preset `{other}`; presets: {presets}")
@@ -161,6 +196,8 @@ impl RunConfig {
             ModelConfig::Rqt(config) => config.validate()?,
             ModelConfig::Tiger(config) => config.validate()?,
             ModelConfig::Sasrec(config) => config.validate()?,
+            ModelConfig::TwoTower(config) => config.validate()?,
+            ModelConfig::Hybrid(config) => config.validate()?,
         }
         Ok(self.train.validate()?)
     }
@@ -173,6 +210,8 @@ impl ModelConfig {
             Self::Rqt(_) => "rqt",
             Self::Tiger(_) => "tiger",
             Self::Sasrec(_) => "sasrec",
+            Self::TwoTower(_) => "two-tower",
+            Self::Hybrid(_) => "hybrid",
         }
     }
 
@@ -187,6 +226,8 @@ impl ModelConfig {
             Self::Rqt(config) => config.history_cap,
             Self::Tiger(config) => config.history_cap,
             Self::Sasrec(config) => config.history_cap,
+            Self::TwoTower(config) => config.history_cap,
+            Self::Hybrid(config) => config.rqt.history_cap,
         }
     }
 }
@@ -195,6 +236,8 @@ enum Network {
     Rqt(Rqt),
     Tiger(Tiger),
     Sasrec(SasRec),
+    TwoTower(TwoTower),
+    Hybrid(Hybrid),
 }
 
 /// A model with its parameters.
@@ -203,6 +246,7 @@ pub struct Model {
     network: Network,
     params: Parameters,
     guide: Option<f32>,
+    new_share: Option<f64>,
 }
 
 enum TrainingData {
@@ -227,8 +271,10 @@ impl Model {
             ModelConfig::Rqt(config) => Network::Rqt(Rqt::new(config, features.clone(), &vb)?),
             ModelConfig::Tiger(config) => Network::Tiger(Tiger::new(config, features.clone(), &vb)?),
             ModelConfig::Sasrec(config) => Network::Sasrec(SasRec::new(config, features.len(), &vb)?),
+            ModelConfig::TwoTower(config) => Network::TwoTower(TwoTower::new(config, features.clone(), &vb)?),
+            ModelConfig::Hybrid(config) => Network::Hybrid(Hybrid::new(config, features.clone(), &vb)?),
         };
-        Ok(Self { config: config.clone(), network, params, guide: None })
+        Ok(Self { config: config.clone(), network, params, guide: None, new_share: None })
     }
 
     /// Its configuration.
@@ -244,11 +290,45 @@ impl Model {
     /// How it is asked, with the weights of now: beams of `width` over `trie` where it generates, all items at once
     /// where it does not.
     pub fn retriever<'a>(&'a self, trie: &Trie, width: usize, tie_hash: &[u64]) -> Result<Box<dyn Retriever + 'a>> {
-        Ok(match (&self.network, self.generative(trie, width)?) {
-            (Network::Sasrec(sasrec), _) => Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))),
-            (Network::Rqt(_) | Network::Tiger(_), Some(generative)) => Box::new(generative),
-            (Network::Rqt(_) | Network::Tiger(_), None) => unreachable!("both generate"),
+        if let Network::Sasrec(sasrec) = &self.network {
+            return Ok(Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))));
+        }
+        if let Some(packed) = self.packed_retriever(trie, width, tie_hash)? {
+            return Ok(packed);
+        }
+        let Some(generative) = self.generative(trie, width)? else { unreachable!("all others generate") };
+        Ok(Box::new(generative))
+    }
+
+    /// For models that make something of the whole catalogue before they answer: a retriever that owns it, to be kept.
+    pub fn packed_retriever(
+        &self,
+        trie: &Trie,
+        width: usize,
+        tie_hash: &[u64],
+    ) -> Result<Option<Box<dyn Retriever + Send>>> {
+        Ok(match &self.network {
+            Network::TwoTower(towers) => Some(Box::new(TwoTowerRetriever::new(towers, tie_hash)?)),
+            Network::Hybrid(hybrid) => {
+                Some(Box::new(HybridRetriever::new(hybrid, trie, width, tie_hash, self.new_share)?))
+            }
+            Network::Rqt(_) | Network::Tiger(_) | Network::Sasrec(_) => None,
         })
+    }
+
+    /// Gives new items another share of all places than the configured one, where one is given.
+    ///
+    /// # Errors
+    /// The share is none, or the model has no places for new items.
+    pub fn with_new_share(mut self, share: Option<f64>) -> Result<Self> {
+        if let Some(new_share) = share {
+            match &self.config {
+                ModelConfig::Hybrid(config) => HybridConfig { new_share, ..config.clone() }.validate()?,
+                other => anyhow::bail!("model `{}` keeps no places for new items; train a hybrid", other.name()),
+            }
+        }
+        self.new_share = share;
+        Ok(self)
     }
 
     /// The generative face, where it has one: packed weights of now.
@@ -256,7 +336,7 @@ impl Model {
         let generative = match &self.network {
             Network::Rqt(rqt) => Generative::new(PackedRqt::new(rqt)?, trie, width),
             Network::Tiger(tiger) => Generative::new(PackedTiger::new(tiger)?, trie, width),
-            Network::Sasrec(_) => return Ok(None),
+            Network::Sasrec(_) | Network::TwoTower(_) | Network::Hybrid(_) => return Ok(None),
         };
         Ok(Some(match self.guide {
             Some(weight) => generative.with_guide(weight),
@@ -295,15 +375,25 @@ impl Model {
         observer: &mut dyn Observer,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Outcome> {
+        if let Network::Hybrid(hybrid) = &self.network {
+            let known: Vec<&[ItemIdx]> = (0..split.users()).map(|user| split.train(user)).collect();
+            hybrid.count(&known, config.seed)?;
+        }
         let data = match &self.network {
             Network::Rqt(rqt) => TrainingData::Windows(windows(split, rqt.config().history_cap)),
             Network::Tiger(tiger) => TrainingData::Samples(samples(split, tiger.config().history_cap)),
             Network::Sasrec(sasrec) => TrainingData::Windows(windows(split, sasrec.config().history_cap)),
+            Network::TwoTower(towers) => TrainingData::Windows(windows(split, towers.config().history_cap)),
+            Network::Hybrid(hybrid) => TrainingData::Windows(windows(split, hybrid.config().rqt.history_cap)),
         };
         let objective: Box<dyn seqmodel::train::Objective + '_> = match (&self.network, &data) {
             (Network::Rqt(model), TrainingData::Windows(windows)) => Box::new(RqtObjective { model, windows }),
             (Network::Sasrec(model), TrainingData::Windows(windows)) => Box::new(SasRecObjective { model, windows }),
             (Network::Tiger(model), TrainingData::Samples(samples)) => Box::new(TigerObjective { model, samples }),
+            (Network::TwoTower(model), TrainingData::Windows(windows)) => {
+                Box::new(TwoTowerObjective { model, windows })
+            }
+            (Network::Hybrid(model), TrainingData::Windows(windows)) => Box::new(HybridObjective { model, windows }),
             _ => anyhow::bail!("model and training data do not belong together"),
         };
         let mut trainer = Trainer::new(config, &self.params, identity);

@@ -348,6 +348,22 @@ fn cold_start_by_every_protocol_of_a_kind() {
     assert_eq!(row("popular", None, 50)["unseen_share"], 0.0);
     assert_eq!(row("rqt + content-knn, slots", Some(0.0), 10)["recall_unseen"], 0.0);
     assert_eq!(row("rqt + content-knn, slots", Some(0.3), 10)["unseen_share"], 0.3);
+    // The share of all places is met, in whichever lists.
+    for method in ["memory, shares", "hybrid, shares"] {
+        let share = row(method, Some(0.1), 10)["unseen_share"].as_f64().unwrap();
+        assert!((share - 0.1).abs() < 0.01, "{method} {share}");
+    }
+    row("two-tower, slots", Some(0.1), 10);
+    assert!(report["paired"].as_array().unwrap().iter().all(|row| row["against"] == "content-knn, slots"));
+    let page = fs::read_to_string(shop.path("cold/report.html")).unwrap();
+    assert!(page.contains("</html>") && page.contains("Where it fails") && !page.contains("NaN"));
+    // Lists are kept: going on asks nothing again and finds the same, unless the question is another one.
+    let first = fs::read(shop.path("cold/report.json")).unwrap();
+    let again = [run("tiger", "cold"), vec!["--resume"]].concat();
+    shop.ok(&again);
+    let rows_of = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap()["rows"].clone();
+    assert_eq!(rows_of(&first), rows_of(&fs::read(shop.path("cold/report.json")).unwrap()));
+    shop.fails(&[again, vec!["--seed", "5"]].concat(), 73, &["another configuration"]);
     shop.fails(&run("tiger", "cold"), 73, &["cold", "not empty"]);
     shop.fails(&[run("time", "x"), vec!["--share", "2"]].concat(), 2, &["--share 2"]);
 }

@@ -1,18 +1,16 @@
 //! Neighbours by content: cosine to a recency-weighted mean of the history's vectors. Needs no interactions at all.
 
 use crate::Result;
-use crate::retrieve::{Query, Retriever, Scored, top_k};
-use rayon::prelude::*;
+use crate::dense::DenseIndex;
+use crate::retrieve::{Query, Retriever, Scored};
 use rqvae::Vectors;
-use std::sync::Arc;
 
 /// Ranks items by the cosine of their content.
 pub struct ContentKnn {
     /// Unit rows.
-    vectors: Vectors,
+    index: DenseIndex,
     /// Weight of an item relative to the one after it; 0 looks at the last item only.
     decay: f32,
-    tie_hash: Arc<[u64]>,
 }
 
 impl ContentKnn {
@@ -28,14 +26,14 @@ impl ContentKnn {
                 row.iter_mut().for_each(|x| *x /= norm);
             }
         }
-        Ok(Self { vectors: Vectors::new(content.dim, data)?, decay, tie_hash: Arc::from(tie_hash) })
+        Ok(Self { index: DenseIndex::new(content.dim, data, tie_hash)?, decay })
     }
 
     fn profile(&self, query: &Query) -> Vec<f32> {
-        let mut profile = vec![0.0; self.vectors.dim];
+        let mut profile = vec![0.0; self.index.dim()];
         let mut weight = 1.0;
         for item in query.history.iter().rev() {
-            for (sum, x) in profile.iter_mut().zip(self.vectors.row(item.0 as usize)) {
+            for (sum, x) in profile.iter_mut().zip(self.index.row(item.0)) {
                 *sum += weight * x;
             }
             weight *= self.decay;
@@ -53,19 +51,11 @@ impl Retriever for ContentKnn {
     }
 
     fn retrieve(&self, queries: &[Query], k: usize) -> Result<Vec<Vec<Scored>>> {
-        let list = |query: &Query| {
-            if query.history.is_empty() {
-                return Vec::new();
-            }
-            let profile = self.profile(query);
-            let rows = self.vectors.data.chunks_exact(self.vectors.dim);
-            let mut scores: Vec<f32> = rows.map(|row| crate::nn::inner_product(&profile, row)).collect();
-            for item in query.exclude {
-                scores[item.0 as usize] = f32::NEG_INFINITY;
-            }
-            top_k(&scores, k, &self.tie_hash)
-        };
-        Ok(queries.par_iter().map(list).collect())
+        let profiles: Vec<f32> = queries.iter().flat_map(|query| self.profile(query)).collect();
+        let exclude: Vec<_> = queries.iter().map(|query| query.exclude).collect();
+        let mut lists = self.index.search(&profiles, &exclude, k)?;
+        lists.iter_mut().zip(queries).filter(|(_, query)| query.history.is_empty()).for_each(|(list, _)| list.clear());
+        Ok(lists)
     }
 }
 

@@ -3,9 +3,11 @@
 mod batch;
 mod history;
 mod negatives;
+mod padded;
 mod split;
 
 pub use batch::{Batches, Window, windows};
 pub use history::Histories;
 pub use negatives::{ItemFrequency, Negatives};
+pub use padded::Padded;
 pub use split::{Case, LeaveOneOut, Split};

@@ -12,6 +12,7 @@ mod norm;
 mod params;
 mod position;
 mod product;
+mod unit;
 
 pub use attention::{Attention, AttentionShape, Keys};
 pub use block::{Block, Memory};
@@ -28,6 +29,7 @@ pub use matrix::multiplications;
 pub use norm::RmsNorm;
 pub use params::{Parameters, load_parameters, save_parameters};
 pub use position::RelativeBias;
+pub use unit::unit;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 

@@ -3,12 +3,14 @@
 use super::{RunArgs, json_line};
 use crate::catalogue::Catalogue;
 use crate::error::{Fault, fault};
+use crate::jobs::baselines;
 use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
 use crate::progress::Stage;
-use crate::table::{ReadOptions, read_interactions};
+use crate::table::{Interactions, ReadOptions, read_interactions};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use seqmodel::{LeaveOneOut, Split};
+use rqvae::ItemIdx;
+use seqmodel::{LeaveOneOut, Retriever, Split};
 use std::path::PathBuf;
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -27,8 +29,28 @@ pub(super) enum SeenArg {
 
 #[derive(Args)]
 pub(super) struct EvalArgs {
-    #[command(flatten)]
-    run: RunArgs,
+    /// Run directory
+    #[arg(long, value_name = "DIR", env = "SIDREC_RUN", required_unless_present = "baseline")]
+    run: Option<PathBuf>,
+    /// Instead of a run, what needs no training, fitted on all that the questions may know: popular, itemknn,
+    /// transitions, content-knn, content-kernel, ials or bpr
+    #[arg(long, value_name = "NAME", conflicts_with = "run")]
+    baseline: Option<String>,
+    /// Seed of a baseline
+    #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
+    seed: u64,
+    /// Catalogue directory
+    #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
+    catalogue: PathBuf,
+    /// Beams of the search
+    #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    beam: u32,
+    /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
+    #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
+    guide: Option<f32>,
+    /// Share of all places that new items get, 0 to 1; without it, the model's own
+    #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
+    new_share: Option<f64>,
     /// Interactions: user_id, item_id, timestamp or position
     #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
     interactions: PathBuf,
@@ -60,8 +82,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     if args.k.is_empty() || args.k.iter().any(|k| !(1..=1000).contains(k)) {
         return Err(fault(Fault::Usage, "--k: expected depths from 1 to 1000"));
     }
-    let catalogue = Catalogue::open(&args.run.catalogue)?;
-    let trained = args.run.load(&catalogue)?;
+    let catalogue = Catalogue::open(&args.catalogue)?;
     let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
     if args.ties != "file" {
         let seed = args.ties.strip_prefix("shuffle:").and_then(|seed| seed.parse().ok());
@@ -69,28 +90,61 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
             seed.ok_or_else(|| fault(Fault::Usage, format!("--ties {}: expected file or shuffle:SEED", args.ties)))?;
         interactions.histories = shuffle_ties(&interactions, seed);
     }
-    let width = args.run.beam as usize;
-    let retriever = trained.model.retriever(&catalogue.trie, width, catalogue.keys.tie_hash())?;
-    let generative = trained.model.generative(&catalogue.trie, width)?;
-    let question = Question {
+    let mut question = Question {
         split: match args.split {
             SplitArg::Test => Split::Test,
             SplitArg::Val => Split::Val,
         },
         k: args.k.iter().copied().max().unwrap_or(10) as usize,
         exclude_seen: args.seen == SeenArg::Exclude,
-        beam: generative.as_ref().map(|_| width),
-        score: generative.map_or_else(|| Ok("own".into()), |generative| generative.score_name())?,
-        history_cap: Some(trained.model.config().history_cap()),
+        beam: None,
+        score: "own".into(),
+        history_cap: None,
         ties: args.ties.clone(),
-        seeds: vec![trained.seed],
+        seeds: vec![args.seed],
     };
+    let ties = catalogue.keys.tie_hash();
+    let Some(run) = &args.run else {
+        let name = args.baseline.as_deref().unwrap_or_default();
+        let split = LeaveOneOut::new(&interactions.histories);
+        let known: Vec<&[ItemIdx]> = split.cases(question.split).iter().map(|case| case.history).collect();
+        let stage = Stage::new(&format!("fit {name}"), 0);
+        let retriever = baselines::fit(name, &known, &catalogue.content, ties, args.seed)?;
+        stage.done(&format!("{} histories", known.len()));
+        return report(args, &catalogue, &interactions, retriever.as_ref(), &question);
+    };
+    let run = RunArgs {
+        run: run.clone(),
+        catalogue: args.catalogue.clone(),
+        beam: args.beam,
+        guide: args.guide,
+        new_share: args.new_share,
+    };
+    let trained = run.load(&catalogue)?;
+    let width = args.beam as usize;
+    let retriever = trained.model.retriever(&catalogue.trie, width, ties)?;
+    if let Some(generative) = trained.model.generative(&catalogue.trie, width)? {
+        question.score = generative.score_name()?;
+        question.beam = Some(width);
+    }
+    question.history_cap = Some(trained.model.config().history_cap());
+    question.seeds = vec![trained.seed];
+    report(args, &catalogue, &interactions, retriever.as_ref(), &question)
+}
+
+/// Asks, and writes what came back.
+fn report(
+    args: &EvalArgs,
+    catalogue: &Catalogue,
+    interactions: &Interactions,
+    retriever: &dyn Retriever,
+    question: &Question,
+) -> Result<()> {
     let split = LeaveOneOut::new(&interactions.histories);
     let mut stage = Stage::new("evaluate", split.users() as u64);
-    let (report, cases, found) =
-        measure(retriever.as_ref(), &split, catalogue.keys.len(), &question, &mut |done, of| {
-            stage.at(done as u64, of as u64, "users");
-        })?;
+    let (report, cases, found) = measure(retriever, &split, catalogue.keys.len(), question, &mut |done, of| {
+        stage.at(done as u64, of as u64, "users");
+    })?;
     stage.done(&format!("recall@10 {:.4} ± {:.4}", report.metrics.recall_at_10, report.ci95.recall_at_10));
     let mut json = serde_json::to_value(&report)?;
     for k in &args.k {
@@ -98,7 +152,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         json["metrics"][format!("ndcg@{k}")] = found.ranks.ndcg_at(*k).into();
     }
     let files = (args.write_run.as_deref(), args.write_qrels.as_deref());
-    write_trec(&catalogue, &interactions.users, (&report, &cases, &found), files.0, files.1)?;
+    write_trec(catalogue, &interactions.users, (&report, &cases, &found), files.0, files.1)?;
     if let Some(path) = &args.report {
         rqvae::write_atomic(path, &serde_json::to_vec_pretty(&json)?)?;
     }

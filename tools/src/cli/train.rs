@@ -30,7 +30,7 @@ pub(super) struct TrainArgs {
     /// Interactions: user_id, item_id, timestamp or position
     #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
     interactions: PathBuf,
-    /// rqt, tiger or sasrec
+    /// rqt, tiger, sasrec, two-tower or hybrid
     #[arg(long, default_value = "rqt", env = "SIDREC_MODEL")]
     model: String,
     /// Named configuration of the model

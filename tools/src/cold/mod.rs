@@ -1,27 +1,39 @@
 //! The cold-start harness: what is recommended of items that training has never seen.
 //!
-//! A [`protocol`] says which items are held out and who is asked; tokenizer, model and every count are fitted without
-//! them; `methods` fill lists, `slots` joins warm and unseen items in one list, `score` counts. The text encoder is
-//! fitted without them too where it is fitted at all (`lsa`).
+//! A [`protocol`] says which items are held out and who is asked; tokenizer, models and every count are fitted without
+//! them; `methods` fill lists, which `stages` keeps, `score` counts hits, `exposure` what is shown, and `page` draws it. The
+//! text encoder is fitted without them too where it is fitted at all (`lsa`).
 
+mod chart;
+mod exposure;
+mod matching;
 mod methods;
+mod page;
 pub mod protocol;
 mod score;
-mod slots;
+mod stages;
 
+use crate::catalogue::Catalogue;
 use crate::error::{Fault, fault};
 use crate::jobs::build_sids::{Content, build};
-use crate::jobs::train::{Recorder, features, fit};
+use crate::jobs::train::{Recorder, data_digest, features, fit};
 use crate::models::{Model, RunConfig};
+use crate::progress::Stage;
 use crate::report::ColdStartRow;
 use crate::table::{Interactions, Items};
 use anyhow::Result;
+use exposure::{Categories, Drawn, Exposure, Failure, Slice};
+use methods::Method;
 use protocol::{Held, Protocol};
 use rqvae::{ItemIdx, LsaConfig, LsaEncoder, QuantizerConfig, Vectors};
-use score::RampRow;
+use score::{Paired, RampRow};
 use seqmodel::LeaveOneOut;
+use seqmodel::data::Case;
+use seqmodel::train::Stop;
 use serde::Serialize;
+use stages::Stages;
 use std::path::Path;
+use std::time::Instant;
 
 /// How the harness is run.
 #[derive(Debug, Clone)]
@@ -30,14 +42,29 @@ pub struct ColdConfig {
     pub protocol: Protocol,
     /// The tokenizer.
     pub quantizer: QuantizerConfig,
-    /// The generative model.
-    pub model: RunConfig,
-    /// The dense model that it is compared with.
-    pub dense: RunConfig,
+    /// The generative model and the dense ones that it is compared with; those of them that are asked for.
+    pub models: Vec<RunConfig>,
+    /// Whether what is counted and not trained is asked for.
+    pub counted: bool,
     /// Beams, at least 50.
     pub beam: usize,
     /// Everything random follows from it.
     pub seed: u64,
+}
+
+/// What all methods are asked with.
+struct Setting<'a> {
+    held: &'a Held,
+    cases: &'a [Case<'a>],
+    catalogue: &'a Catalogue,
+    content: &'a Vectors,
+    ties: &'a [u64],
+    /// Items that are held out, and all others.
+    cold: Vec<ItemIdx>,
+    warm: Vec<ItemIdx>,
+    beam: usize,
+    k: usize,
+    seed: u64,
 }
 
 /// Shares of a list for unseen items, at a length of ten; with the last of them as the paper's figure 5.
@@ -46,7 +73,7 @@ const EPSILONS: [f64; 4] = [0.0, 0.1, 0.2, 0.3];
 const LENGTHS: [usize; 4] = [5, 10, 20, 50];
 
 /// What is written to `report.json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ColdReport {
     /// Name and parameters of the protocol.
     pub protocol: Protocol,
@@ -66,6 +93,22 @@ pub struct ColdReport {
     pub ci95_recall_unseen: Vec<f64>,
     /// Recall at ten by how often training has seen the target.
     pub ramp: Vec<RampRow>,
+    /// What methods differ by from the published bar, user by user.
+    pub paired: Vec<Paired>,
+    /// What lists show besides hits.
+    pub exposure: Vec<Exposure>,
+    /// Lists drawn from the generative model's probabilities.
+    pub temperature: Vec<Drawn>,
+    /// Methods of `categories`, at a share of 0.1.
+    pub slice_methods: Vec<String>,
+    /// Recall of unseen targets by category.
+    pub categories: Vec<Slice>,
+    /// The method whose failures are shown.
+    pub failures_of: String,
+    /// Users whose unseen target it ranks furthest back.
+    pub failures: Vec<Failure>,
+    /// Seconds of each stage; 0 for those that an earlier run had done.
+    pub seconds: Vec<(String, f64)>,
     /// Seed.
     pub seed: u64,
     /// Encoder, tokenizer and model.
@@ -76,8 +119,10 @@ pub struct ColdReport {
     pub model: String,
 }
 
-const CHOICES: [&str; 4] = [
-    "a share of epsilon of k places is ceil(epsilon * k), at the end of the list",
+const CHOICES: [&str; 6] = [
+    "slots: a share of epsilon of k places is ceil(epsilon * k), at the end of every list",
+    "shares: epsilon is the share of all lists together; a list has up to three times as many, where scores promise most",
+    "a hybrid ranks warm and unseen items by the same lists with slots and with shares",
     "unseen items under one matched prefix come in the order of a hash of their ids",
     "the fourth code of an unseen item is the next suffix among equal codes, unseen items after seen ones",
     "items of a user's history are left out of every list",
@@ -102,17 +147,24 @@ fn content(
     Ok((source.vectors(items)?, source.name()))
 }
 
-/// Runs a protocol: fits everything without the held-out items, fills all lists, counts.
+/// The published bar that every method is compared with.
+const BAR: &str = "content-knn, slots";
+/// Share at which methods are compared.
+const EPSILON: f64 = 0.1;
+
+/// Runs a protocol: fits everything without the held-out items, fills all lists, counts. Stages that are whole in `out`
+/// are read instead.
 ///
 /// # Errors
-/// Nobody's target is held out, or a held-out item is found where it must not be.
+/// Nobody's target is held out, a held-out item is found where it must not be, or it was interrupted: the same call goes on.
 pub fn run(
     items: &Items,
     interactions: &Interactions,
     embeddings: Option<&Path>,
     encoder: Option<&str>,
     config: &ColdConfig,
-    interrupted: &dyn Fn() -> bool,
+    out: &Path,
+    signal: &dyn Fn() -> Option<i32>,
 ) -> Result<ColdReport> {
     let held = config.protocol.hold(interactions, items.keys.len(), config.seed);
     held.check()?;
@@ -132,51 +184,174 @@ pub fn run(
         held.removed_interactions,
         cases.len()
     );
+    let check = || match signal() {
+        Some(signal) => Err(fault(
+            Fault::Interrupted(signal),
+            "interrupted; the same command with --resume goes on where this one stopped",
+        )),
+        None => Ok(()),
+    };
+    let total = 1 + usize::from(config.counted) + 2 * config.models.len();
+    let mut done = 0;
+    let mut next = |what: &str| {
+        done += 1;
+        eprintln!("[{done}/{total}] {what}");
+    };
+    let mut seconds = Vec::new();
+    next("content and semantic IDs");
+    let began = Instant::now();
     let (content, encoder) = content(items, &held, embeddings, encoder, config.seed)?;
     let built = build(items, &content, &encoder, &config.quantizer, &|item| !unseen(item))?;
     let catalogue = &built.catalogue;
+    seconds.push(("content and semantic IDs".to_string(), began.elapsed().as_secs_f64()));
     let split = LeaveOneOut::new(&held.training);
-    let train = |run: &RunConfig| -> Result<Model> {
-        let model = Model::new(&run.model, &features(catalogue)?, config.seed)?;
-        let mut recorder = Recorder::new(&format!("train {}", run.model.name()), run.train.max_epochs, None);
-        let outcome = fit(&model, run, catalogue, &split, None, false, &mut recorder, interrupted)?;
-        recorder.done(&format!("best val recall@10 {:.4}", outcome.best));
-        Ok(model)
+    let stages = Stages::open(out, &question(config, &split, catalogue, &encoder)?)?;
+    let (cold, warm) = (0..items.keys.len() as u32).map(ItemIdx).partition(|item| unseen(*item));
+    let setting = Setting {
+        held: &held,
+        cases: &cases,
+        catalogue,
+        content: &content,
+        ties: catalogue.keys.tie_hash(),
+        cold,
+        warm,
+        beam: config.beam.max(*LENGTHS.iter().max().unwrap_or(&10)),
+        k: *LENGTHS.iter().max().unwrap_or(&10),
+        seed: config.seed,
     };
-    let (model, dense) = (train(&config.model)?, train(&config.dense)?);
-    let longest = LENGTHS.iter().copied().max().unwrap_or(10);
-    let methods = methods::all(&held, &cases, catalogue, &content, &model, &dense, config.beam, longest)?;
-    let (mut rows, mut ramp, mut widths) = (Vec::new(), Vec::new(), Vec::new());
-    for method in &methods {
-        let mut add = |epsilon: Option<f64>, k: usize| {
-            let lists = method.lists(epsilon.unwrap_or(0.0), k);
-            let (row, width) = score::row(&method.name, epsilon, k, &cases, &lists, &unseen);
-            rows.push(row);
-            widths.push(width);
-            if k == 10 && epsilon.is_none_or(|epsilon| epsilon == 0.1) {
-                ramp.extend(score::ramp(&method.name, epsilon, &cases, &lists, &held.counts()));
-            }
-        };
-        if method.unseen.is_some() {
-            EPSILONS.iter().for_each(|epsilon| add(Some(*epsilon), 10));
-            LENGTHS.iter().filter(|k| **k != 10).for_each(|k| add(Some(0.1), *k));
-        } else {
-            LENGTHS.iter().for_each(|k| add(None, *k));
-        }
+    let mut methods = Vec::new();
+    let mut group = |name: &str, make: &dyn Fn() -> Result<Vec<Method>>| -> Result<()> {
+        let (began, stage) = (Instant::now(), Stage::new(&format!("lists of {name}"), 0));
+        let (found, kept) = stages.methods(name, make)?;
+        stage.done(&format!("{} methods{}", found.len(), if kept { ", kept from an earlier run" } else { "" }));
+        seconds.push((format!("lists of {name}"), if kept { 0.0 } else { began.elapsed().as_secs_f64() }));
+        methods.extend(found);
+        Ok(())
+    };
+    if config.counted {
+        check()?;
+        next("what is counted");
+        group("counted", &|| setting.counted())?;
     }
+    let mut times = Vec::new();
+    for run in &config.models {
+        check()?;
+        let name = run.model.name();
+        next(&format!("train {name}"));
+        let began = Instant::now();
+        let model = Model::new(&run.model, &features(catalogue)?, config.seed)?;
+        let mut recorder = Recorder::new(&format!("train {name}"), run.train.max_epochs, None);
+        let checkpoints = stages.checkpoints(name)?;
+        let interrupted = || signal().is_some();
+        let outcome = fit(&model, run, catalogue, &split, Some(&checkpoints), true, &mut recorder, &interrupted)?;
+        recorder.done(&format!("best val recall@10 {:.4}", outcome.best));
+        if outcome.stop == Stop::Interrupted {
+            check()?;
+        }
+        times.push((format!("train {name}"), began.elapsed().as_secs_f64()));
+        next(&format!("lists of {name}"));
+        let generates = model.generative(&catalogue.trie, 1)?.is_some();
+        group(name, &|| if generates { setting.generative(&model) } else { setting.dense(&model) })?;
+    }
+    seconds.extend(times);
+    let model = config.models.iter().map(|run| run.model.name()).collect::<Vec<_>>().join(", ");
     Ok(ColdReport {
-        protocol: config.protocol,
-        choices: CHOICES.to_vec(),
         held_out_items: held.items(),
         removed_interactions: held.removed_interactions,
         users: cases.len(),
         users_with_unseen_target: users_unseen,
-        rows,
-        ci95_recall_unseen: widths,
-        ramp,
+        seconds,
         seed: config.seed,
         encoder,
         method: catalogue.origin.method.clone(),
-        model: config.model.model.name().to_string(),
+        model,
+        ..count(config.protocol, &setting, &methods, items)
     })
+}
+
+/// Digest of everything that stages depend on.
+fn question(config: &ColdConfig, split: &LeaveOneOut, catalogue: &Catalogue, encoder: &str) -> Result<String> {
+    let mut text = format!(
+        "{} {} {encoder} {} {} {}",
+        serde_json::to_string(&config.protocol)?,
+        catalogue.sids.digest(),
+        config.beam,
+        config.seed,
+        data_digest(split)
+    );
+    for run in &config.models {
+        text += &toml::to_string(run)?;
+    }
+    text += if config.counted { "counted" } else { "" };
+    Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
+}
+
+/// Counts hits and what is shown of all methods' lists.
+fn count(protocol: Protocol, setting: &Setting, methods: &[Method], items: &Items) -> ColdReport {
+    let (cases, held) = (setting.cases, setting.held);
+    let unseen = |item: ItemIdx| held.unseen[item.0 as usize];
+    let (counts, categories) = (held.counts(), Categories::new(items));
+    let mut report = ColdReport { protocol, choices: CHOICES.to_vec(), ..ColdReport::default() };
+    let bar = methods.iter().find(|method| method.name == BAR).map(|method| method.lists(EPSILON, 10));
+    let mut sliced = Vec::new();
+    for method in methods {
+        let placed = method.places != methods::Places::None;
+        let mut rows: Vec<(Option<f64>, usize)> = Vec::new();
+        if placed {
+            rows.extend(EPSILONS.iter().map(|epsilon| (Some(*epsilon), 10)));
+            rows.extend(LENGTHS.iter().filter(|k| **k != 10).map(|k| (Some(EPSILON), *k)));
+        } else {
+            rows.extend(LENGTHS.iter().map(|k| (None, *k)));
+        }
+        for (epsilon, k) in rows {
+            let lists = method.lists(epsilon.unwrap_or(0.0), k);
+            let (row, width) = score::row(&method.name, epsilon, k, cases, &lists, &unseen);
+            report.rows.push(row);
+            report.ci95_recall_unseen.push(width);
+            if k != 10 || epsilon.is_some_and(|epsilon| epsilon != EPSILON) {
+                continue;
+            }
+            report.ramp.extend(score::ramp(&method.name, epsilon, cases, &lists, &counts));
+            let shown = exposure::exposure(&method.name, epsilon, &lists, &counts, &held.unseen, &categories);
+            report.exposure.push(shown);
+            if let Some(bar) = bar.as_ref().filter(|_| method.name != BAR) {
+                report.paired.push(score::paired(
+                    (method.name.as_str(), epsilon, &lists[..]),
+                    (BAR, &bar[..]),
+                    cases,
+                    &unseen,
+                ));
+            }
+            if placed {
+                sliced.push((method, lists));
+            }
+        }
+        if !placed && matches!(method.name.as_str(), "rqt" | "tiger") {
+            report.temperature.extend(exposure::drawn(&method.name, &method.all, cases, &categories, setting.seed));
+        }
+    }
+    let hits = |lists: &[Vec<seqmodel::Scored>]| {
+        let found = |(case, list): &(&Case, &Vec<seqmodel::Scored>)| {
+            unseen(case.target) && list.iter().any(|s| s.item == case.target)
+        };
+        cases.iter().zip(lists).filter(found).count()
+    };
+    sliced.sort_by_key(|(_, lists)| std::cmp::Reverse(hits(lists)));
+    if let Some((best, _)) = sliced.first() {
+        report.failures_of.clone_from(&best.name);
+        report.failures = exposure::failures(best, cases, items, &held.unseen, &categories, 8);
+    }
+    sliced.truncate(4);
+    report.slice_methods = sliced.iter().map(|(method, _)| method.name.clone()).collect();
+    let lists: Vec<_> = sliced.into_iter().map(|(_, lists)| lists).collect();
+    report.categories = exposure::slices(cases, &lists, &held.unseen, &categories);
+    report
+}
+
+/// The page of `report`, which `command` made.
+///
+/// # Errors
+/// A template that does not fit.
+pub fn render(report: &ColdReport, command: &str) -> Result<String> {
+    page::render(report, command)
 }

@@ -3,6 +3,7 @@
 //! `tiger` (Rajput et al. 2023, section 4.3): a drawn share of the test targets, whose other interactions are deleted.
 //! `liger` (Yang et al. 2024, section 4.1): the items that occur only as targets of validation or test, by nature.
 //! `time`: items first seen after a cut that leaves a share of the interactions behind it.
+//! `ramp`: nothing is taken away; what counts is how often training has seen a target, from never on.
 
 use crate::jobs::cold::split_by_time;
 use crate::table::Interactions;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// A protocol with its free choices.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(tag = "name", rename_all = "lowercase")]
 pub enum Protocol {
     /// Drawn test targets.
@@ -33,6 +34,9 @@ pub enum Protocol {
         /// Share of the interactions after the cut.
         share: f64,
     },
+    /// All of the data as it is.
+    #[default]
+    Ramp,
 }
 
 /// A data set after a protocol.
@@ -54,6 +58,7 @@ impl Protocol {
             Self::Tiger { .. } => "tiger",
             Self::Liger { .. } => "liger",
             Self::Time { .. } => "time",
+            Self::Ramp => "ramp",
         }
     }
 
@@ -63,6 +68,7 @@ impl Protocol {
             Self::Tiger { share } => tiger(&interactions.histories, items, share, seed),
             Self::Liger { newest } => liger(&interactions.histories, items, newest),
             Self::Time { share } => time(interactions, items, share),
+            Self::Ramp => liger(&interactions.histories, items, usize::MAX),
         }
     }
 }
@@ -214,7 +220,7 @@ mod tests {
         #[test]
         fn nothing_leaks(histories in prop::collection::vec(prop::collection::vec(0u32..40, 0..12), 1..30), seed: u64, share in 0.05f64..0.6) {
             let data = interactions(histories);
-            for protocol in [Protocol::Tiger { share }, Protocol::Liger { newest: 6 }, Protocol::Time { share }] {
+            for protocol in [Protocol::Tiger { share }, Protocol::Liger { newest: 6 }, Protocol::Time { share }, Protocol::Ramp] {
                 let held = protocol.hold(&data, 40, seed);
                 prop_assert!(held.check().is_ok());
                 let counts = held.counts();

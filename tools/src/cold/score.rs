@@ -19,6 +19,29 @@ pub struct RampRow {
     pub users: usize,
     /// Recall over them.
     pub recall: f64,
+    /// Half-width of its 95 % interval.
+    pub ci95: f64,
+}
+
+/// A method against another one on the same users, lists of ten.
+#[derive(Debug, Clone, Serialize)]
+pub struct Paired {
+    /// Name of the method.
+    pub method: String,
+    /// Share of the list for unseen items, where the method has one.
+    pub epsilon: Option<f64>,
+    /// The other method.
+    pub against: String,
+    /// Recall over unseen targets, minus that of the other method.
+    pub unseen: f64,
+    /// Half-width of the 95 % interval of this difference.
+    pub unseen_ci95: f64,
+    /// Two-sided p-value of McNemar's test of it.
+    pub unseen_p: f64,
+    /// The same over all users.
+    pub all: f64,
+    /// Half-width of the 95 % interval of this difference.
+    pub all_ci95: f64,
 }
 
 /// Lowest counts of the steps of the ramp.
@@ -57,9 +80,64 @@ pub(super) fn row(
         recall_warm: warm.recall_at(k32),
         unseen_share: shown_unseen as f64 / shown.max(1) as f64,
     };
-    // The half-width of a share, by the normal approximation: the bootstrap of the metrics stops at ten.
-    let (p, n) = (row.recall_unseen, cold.0.len().max(1) as f64);
-    (row, 1.96 * (p * (1.0 - p) / n).sqrt())
+    let width = half_width(row.recall_unseen, cold.0.len());
+    (row, width)
+}
+
+/// The half-width of the 95 % interval of a share over `users`: what the bootstrap over users converges to.
+fn half_width(share: f64, users: usize) -> f64 {
+    1.96 * (share * (1.0 - share) / users.max(1) as f64).sqrt()
+}
+
+/// `lists` of a method against those of `other`, its name first; both of ten.
+pub(super) fn paired(
+    (method, epsilon, lists): (&str, Option<f64>, &[Vec<Scored>]),
+    (against, other): (&str, &[Vec<Scored>]),
+    cases: &[Case],
+    unseen: &dyn Fn(ItemIdx) -> bool,
+) -> Paired {
+    let hit = |list: &[Scored], case: &Case| list.iter().take(10).any(|scored| scored.item == case.target);
+    let (mut cold, mut all) = ((0usize, 0usize, 0usize), (0usize, 0usize, 0usize));
+    for ((case, list), other) in cases.iter().zip(lists).zip(other) {
+        let (ours, theirs) = (hit(list, case), hit(other, case));
+        let add = |side: &mut (usize, usize, usize)| {
+            side.0 += 1;
+            side.1 += usize::from(ours && !theirs);
+            side.2 += usize::from(theirs && !ours);
+        };
+        add(&mut all);
+        if unseen(case.target) {
+            add(&mut cold);
+        }
+    }
+    let difference = |(users, ours, theirs): (usize, usize, usize)| {
+        let (n, b, c) = (users.max(1) as f64, ours as f64, theirs as f64);
+        let mean = (b - c) / n;
+        (mean, 1.96 * (((b + c) / n - mean * mean).max(0.0) / n).sqrt())
+    };
+    let ((unseen, unseen_ci95), (all, all_ci95)) = (difference(cold), difference(all));
+    Paired {
+        method: method.to_string(),
+        epsilon,
+        against: against.to_string(),
+        unseen,
+        unseen_ci95,
+        unseen_p: mcnemar(cold.1, cold.2),
+        all,
+        all_ci95,
+    }
+}
+
+/// Two-sided p-value of `ours` and `theirs` hits that only one of two methods has, exact: each is a fair coin.
+fn mcnemar(ours: usize, theirs: usize) -> f64 {
+    let (n, least) = (ours + theirs, ours.min(theirs));
+    // log of the binomial terms, one from the other.
+    let (mut log_term, mut sum) = (-(n as f64) * std::f64::consts::LN_2, 0.0);
+    for k in 0..=least {
+        sum += log_term.exp();
+        log_term += ((n - k) as f64).ln() - ((k + 1) as f64).ln();
+    }
+    (2.0 * sum).min(1.0)
 }
 
 /// Recall at ten by how often training has seen the target.
@@ -82,7 +160,8 @@ pub(super) fn ramp(
             Some(high) => format!("{low}-{high}"),
             None => format!("{low}+"),
         };
-        RampRow { method: method.to_string(), epsilon, seen, users: ranks.0.len(), recall: ranks.recall_at(10) }
+        let (users, recall) = (ranks.0.len(), ranks.recall_at(10));
+        RampRow { method: method.to_string(), epsilon, seen, users, recall, ci95: half_width(recall, users) }
     };
     (0..STEPS.len()).map(step).collect()
 }
@@ -103,6 +182,12 @@ mod tests {
         assert!((row.recall_all - 0.5).abs() < 1e-12 && (row.unseen_share - 0.125).abs() < 1e-12);
         assert!((width - 1.96 * 0.125f64.sqrt()).abs() < 1e-12);
         let ramp = ramp("m", None, &cases, &lists, &[1, 60, 0, 0, 0, 0, 0]);
+        assert!((mcnemar(1, 9) - 22.0 / 1024.0).abs() < 1e-12 && (mcnemar(3, 3) - 1.0).abs() < 1e-12);
+        assert!((mcnemar(0, 0) - 1.0).abs() < 1e-12 && mcnemar(400, 900) < 1e-30);
+        let other = [list(&[0]), list(&[6]), list(&[0]), list(&[2])];
+        let found = paired(("m", None, &lists[..]), ("o", &other[..]), &cases, &unseen);
+        // On unseen targets each has one that the other has not; over all, the warm target 0 is found by both.
+        assert!(found.unseen.abs() < 1e-12 && found.all.abs() < 1e-12 && found.unseen_ci95 > 0.5);
         assert_eq!((ramp[0].users, ramp[1].users, ramp[6].users), (2, 1, 1));
         assert_eq!((ramp[1].seen.as_str(), ramp[6].seen.as_str()), ("1-2", "51+"));
         assert!((ramp[1].recall - 1.0).abs() < 1e-12);

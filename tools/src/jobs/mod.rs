@@ -1,5 +1,6 @@
 //! The jobs behind the subcommands, as library functions.
 
+pub mod baselines;
 pub mod build_sids;
 pub mod change_sids;
 pub mod cold;

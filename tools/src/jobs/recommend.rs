@@ -50,6 +50,8 @@ pub struct Asked<'a> {
     pub run: &'a Path,
     /// Weight of guidance, where it is not the model's own.
     pub guide: Option<f32>,
+    /// Share of places for new items, where it is not the model's own.
+    pub new_share: Option<f64>,
 }
 
 /// Best items for every user, seen items left out, written to `out` part by part: after an interruption the same command
@@ -107,7 +109,7 @@ fn question(catalogue: &Catalogue, histories: &Interactions, asked: &Asked) -> S
     let mut hasher = blake3::Hasher::new();
     let run = std::fs::canonicalize(asked.run).unwrap_or_else(|_| asked.run.to_path_buf());
     let best = std::fs::read_to_string(run.join("best")).unwrap_or_default();
-    let numbers = format!("{} {} {:?} {best}", asked.k, asked.beam, asked.guide);
+    let numbers = format!("{} {} {:?} {:?} {best}", asked.k, asked.beam, asked.guide, asked.new_share);
     for part in [run.to_string_lossy().as_bytes(), catalogue.version().as_bytes(), numbers.as_bytes()] {
         hasher.update(part);
     }
@@ -291,7 +293,7 @@ mod tests {
         let config = RunConfig::preset("rqt", "quick")?;
         let model = Model::new(&config.model, &crate::jobs::train::features(&catalogue)?, 1)?;
         let run = at("run");
-        let asked = |k| Asked { k, beam: 10, run: &run, guide: None };
+        let asked = |k| Asked { k, beam: 10, run: &run, guide: None, new_share: None };
         let whole = |out: &Path, k| recommend_to(out, &model, &catalogue, &histories, &asked(k), &|| None);
         for ending in ["jsonl", "csv", "parquet"] {
             let (plain, stopped) = (at(&format!("plain.{ending}")), at(&format!("stopped.{ending}")));

@@ -22,19 +22,28 @@ pub fn render_html(report: &DemoReport, extras: &Extras) -> anyhow::Result<Strin
         sections::notes(extras)?,
     ]
     .concat();
-    let style = format!("{STYLE}{}", charts::style());
-    fill(
-        TEMPLATE,
-        &[
-            ("title", &format!("sidrec on {}", escape(dataset))),
-            ("style", &style),
-            ("headline", &format!("Generative recommendation on {}", escape(dataset))),
-            ("lead", LEAD),
-            ("tiles", &tiles(report, extras)?),
-            ("body", &body),
-            ("footer", &footer(extras)),
-        ],
+    page(
+        &format!("sidrec on {}", escape(dataset)),
+        &format!("Generative recommendation on {}", escape(dataset)),
+        LEAD,
+        &tiles(report, extras)?,
+        &body,
+        &footer(extras),
     )
+}
+
+/// A self-contained page in the report's style; all parts are HTML.
+pub(crate) fn page(
+    title: &str,
+    headline: &str,
+    lead: &str,
+    tiles: &str,
+    body: &str,
+    footer: &str,
+) -> anyhow::Result<String> {
+    let style = format!("{STYLE}{}", charts::style());
+    let values = [("title", title), ("style", &style), ("headline", headline), ("lead", lead)];
+    fill(TEMPLATE, &[&values[..], &[("tiles", tiles), ("body", body), ("footer", footer)]].concat())
 }
 
 const LEAD: &str = "Every product has a short code, its semantic ID, made from its text. A transformer reads \
@@ -57,7 +66,7 @@ fn fill(template: &str, values: &[(&str, &str)]) -> anyhow::Result<String> {
 }
 
 /// Text as HTML, for elements and quoted attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -73,7 +82,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// 12345 as "12,345".
-pub(super) fn grouped(number: usize) -> String {
+pub(crate) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (n, digit) in digits.chars().enumerate() {
@@ -86,7 +95,7 @@ pub(super) fn grouped(number: usize) -> String {
 }
 
 /// Seconds as "0.42 s", "12 s" or "3 min 05 s".
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if seconds < 10.0 {
         format!("{seconds:.1} s")
     } else if seconds < 60.0 {

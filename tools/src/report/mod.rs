@@ -13,6 +13,7 @@ mod tables;
 mod terminal;
 
 pub use html::render_html;
+pub(crate) use html::{duration, escape, grouped, page};
 pub use ordered::Ordered;
 pub use terminal::{cold_start_table, metrics_table, samples_table};
 

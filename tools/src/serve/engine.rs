@@ -3,7 +3,7 @@
 use crate::models::Model;
 use beam::{Kept, LiveMask, Trace, Trie};
 use rqvae::ItemIdx;
-use seqmodel::{Generative, Query, Scored};
+use seqmodel::{Generative, Query, Retriever, Scored};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -55,10 +55,15 @@ pub trait Engine: Send + Sync {
     fn answer(&self, asks: &[&Ask]) -> Result<Vec<Answer>, EngineError>;
 }
 
+/// Beams of models that are asked for lists, not for a search.
+const BEAM: usize = 50;
+
 /// A trained model over a catalogue.
 pub struct ModelEngine {
     model: Arc<Model>,
     generative: Option<Generative>,
+    /// Of models that make something of the whole catalogue first.
+    packed: Option<Box<dyn Retriever + Send>>,
     trie: Trie,
     tie_hash: Arc<[u64]>,
     removed: Vec<ItemIdx>,
@@ -79,9 +84,10 @@ impl ModelEngine {
         if let Some(generative) = &generative {
             generative.guidance()?;
         }
+        let packed = model.packed_retriever(trie, BEAM, tie_hash)?;
         let new = is_new.map(|is_new| trie.live(is_new));
         let (tie_hash, removed) = (Arc::from(tie_hash), removed.to_vec());
-        Ok(Self { model, generative, trie: trie.clone(), tie_hash, removed, new })
+        Ok(Self { model, generative, packed, trie: trie.clone(), tie_hash, removed, new })
     }
 
     fn mask(&self, ask: &Ask, all: &LiveMask) -> LiveMask {
@@ -117,7 +123,13 @@ impl ModelEngine {
 
     /// Models that score the whole catalogue at once are told what to leave out.
     fn rank(&self, asks: &[&Ask]) -> anyhow::Result<Vec<Answer>> {
-        let retriever = self.model.retriever(&self.trie, 1, &self.tie_hash)?;
+        let made;
+        let retriever: &dyn Retriever = if let Some(packed) = &self.packed {
+            packed.as_ref()
+        } else {
+            made = self.model.retriever(&self.trie, 1, &self.tie_hash)?;
+            made.as_ref()
+        };
         let k = asks.iter().map(|ask| ask.k).max().unwrap_or(1);
         let all = LiveMask::all(&self.trie);
         let exclude = |ask: &&Ask| -> Vec<ItemIdx> {

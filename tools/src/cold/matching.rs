@@ -1,15 +1,9 @@
-//! Warm and unseen items in one list.
+//! Unseen items by what was generated, and two rankings as one.
 
 use beam::{Hypothesis, Trie};
 use rqvae::ItemIdx;
 use seqmodel::Scored;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Lists of warm items with `ceil(epsilon * k)` places at the end for unseen ones; shorter where there are none.
-pub(super) fn with_slots(warm: &[Scored], unseen: &[Scored], epsilon: f64, k: usize) -> Vec<Scored> {
-    let slots = ((epsilon * k as f64).ceil() as usize).min(unseen.len());
-    warm.iter().take(k - slots).chain(unseen.iter().take(slots)).copied().collect()
-}
 
 /// Unseen items that share their first `codes` codes with a generated ID, in the order in which the IDs were generated;
 /// under one prefix by `tie_hash` (TIGER's rule, section 4.3, with 3 codes of 4).
@@ -66,15 +60,6 @@ mod tests {
 
     fn ids(list: &[Scored]) -> Vec<u32> {
         list.iter().map(|scored| scored.item.0).collect()
-    }
-
-    #[test]
-    fn slots_are_the_last_places_rounded_up() {
-        let (warm, unseen) = (list(&[0, 1, 2, 3, 4]), list(&[9, 8]));
-        assert_eq!(ids(&with_slots(&warm, &unseen, 0.1, 5)), [0, 1, 2, 3, 9]);
-        assert_eq!(ids(&with_slots(&warm, &unseen, 0.3, 5)), [0, 1, 2, 9, 8]);
-        assert_eq!(ids(&with_slots(&warm, &unseen, 0.0, 5)), [0, 1, 2, 3, 4]);
-        assert_eq!(ids(&with_slots(&warm, &[], 0.3, 5)), [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -1,0 +1,70 @@
+//! All numbers of the hybrid.
+
+use crate::rqt::RqtConfig;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The generative part, and how its beams and the memory share a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HybridConfig {
+    /// The generative part.
+    pub rqt: RqtConfig,
+    /// Weight of its loss; 0 keeps its weights as they are.
+    pub generative_weight: f32,
+    /// Followers that are kept of each item.
+    pub followers: usize,
+    /// Weight of a generated item's probability beside the score of its followers.
+    pub beams: f32,
+    /// Weight of the content kernel beside it.
+    pub content: f32,
+    /// Weight, in units of the content's, of the scores that a new item borrows from the warm items it is like.
+    pub borrowed: f32,
+    /// Warm items that a new item borrows from.
+    pub lenders: usize,
+    /// Share of all places that new items get, on average over users; each user's list has them where they promise most.
+    pub new_share: f64,
+}
+
+impl Default for HybridConfig {
+    fn default() -> Self {
+        Self {
+            rqt: RqtConfig::default(),
+            generative_weight: 1.0,
+            followers: 64,
+            beams: 1.0,
+            content: 0.02,
+            borrowed: 3.0,
+            lenders: 10,
+            new_share: 0.1,
+        }
+    }
+}
+
+impl HybridConfig {
+    /// Checks every field.
+    pub fn validate(&self) -> Result<()> {
+        self.rqt.validate()?;
+        let weights = [
+            ("generative_weight", self.generative_weight),
+            ("beams", self.beams),
+            ("content", self.content),
+            ("borrowed", self.borrowed),
+        ];
+        for (field, got) in weights {
+            if !(got >= 0.0 && got.is_finite()) {
+                return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 or more".into() });
+            }
+        }
+        for (field, got) in [("followers", self.followers), ("lenders", self.lenders)] {
+            if !(1..=4096).contains(&got) {
+                return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "1 to 4096".into() });
+            }
+        }
+        if !(0.0..=1.0).contains(&self.new_share) {
+            let (field, got) = ("new_share", self.new_share.to_string());
+            return Err(Error::InvalidConfig { field, got, expected: "0 to 1".into() });
+        }
+        Ok(())
+    }
+}
