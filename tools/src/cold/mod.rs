@@ -9,6 +9,7 @@ pub mod protocol;
 mod score;
 mod slots;
 
+use crate::content::Encoder;
 use crate::error::{Fault, fault};
 use crate::jobs::build_sids::{Content, build};
 use crate::jobs::train::{Recorder, features, fit};
@@ -17,7 +18,7 @@ use crate::report::ColdStartRow;
 use crate::table::{Interactions, Items};
 use anyhow::Result;
 use protocol::{Held, Protocol};
-use rqvae::{ItemIdx, LsaConfig, LsaEncoder, QuantizerConfig, Vectors};
+use rqvae::{ItemIdx, QuantizerConfig, Vectors};
 use score::RampRow;
 use seqmodel::LeaveOneOut;
 use serde::Serialize;
@@ -95,7 +96,7 @@ fn content(
     let source = if fitted {
         let known = (0..items.texts.len()).filter(|row| !held.unseen[*row]);
         let texts: Vec<String> = known.map(|row| items.texts[row].render()).collect();
-        Content::Lsa(Box::new(LsaEncoder::fit(&texts, &LsaConfig { seed, ..LsaConfig::default() })?))
+        Content::Encoder(Box::new(Encoder::choose(None, &|| texts.clone(), seed)?))
     } else {
         Content::choose(items, embeddings, encoder, seed)?
     };

@@ -10,4 +10,5 @@ pub mod inspect;
 pub mod inspect_page;
 pub mod pack;
 pub mod recommend;
+pub mod stream;
 pub mod train;
