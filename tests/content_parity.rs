@@ -3,7 +3,7 @@
 //! Reference: the vectors of all-MiniLM-L6-v2 that sentence-transformers gives, beside the Beauty data. That part runs
 //! where the model's folder is named by `SIDREC_MINILM` and the data are there, and says so when it does not.
 
-use rqvae::{BertEncoder, ContentEncoder};
+use rqvae::{ContentEncoder, TextEncoder};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -234,7 +234,7 @@ fn a_small_bert_equals_plain_loops() {
     let plain = Plain(weights);
     let texts: Vec<String> = samples().into_iter().map(|(text, _)| text).collect();
 
-    let encoder = BertEncoder::load(dir.path()).unwrap();
+    let encoder = TextEncoder::load(dir.path()).unwrap();
     assert_eq!(encoder.dim(), DIM);
     let mut done = 0;
     let mean = encoder.encode(&texts, &mut |n| done = n).unwrap();
@@ -249,7 +249,7 @@ fn a_small_bert_equals_plain_loops() {
         json!({"word_embedding_dimension": DIM, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false});
     fs::write(dir.path().join("modules.json"), modules.to_string()).unwrap();
     fs::write(dir.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
-    let cls = BertEncoder::load(dir.path()).unwrap().encode(&texts, &mut |_| ()).unwrap();
+    let cls = TextEncoder::load(dir.path()).unwrap().encode(&texts, &mut |_| ()).unwrap();
 
     for (row, (text, ids)) in samples().into_iter().enumerate() {
         let hidden = plain.forward(&ids);
@@ -269,6 +269,62 @@ fn close(what: &str, found: &[f32], expected: &[f64]) {
     }
 }
 
+/// T5 with both feed-forwards, RoBERTa, and every step that folders of sentence-transformers have.
+///
+/// Reference: `tests/reference/sentence_t5.py`.
+#[test]
+fn encoder_folders_equal_the_python_libraries() {
+    let folders = tests::root().join("tests/reference/sentence_t5");
+    for (name, kind, dim) in [("relu", "t5", 5), ("gated", "t5", 5), ("roberta", "bert", 12)] {
+        let folder = folders.join(name);
+        let encoder = TextEncoder::load(&folder).unwrap();
+        assert_eq!((encoder.name(), encoder.dim()), (format!("{kind}:{name}"), dim));
+        let golden: Value = serde_json::from_slice(&fs::read(folder.join("vectors.json")).unwrap()).unwrap();
+        let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
+        let expected: Vec<Vec<f64>> = serde_json::from_value(golden["vectors"].clone()).unwrap();
+        let found = encoder.encode(&texts, &mut |_| ()).unwrap();
+        assert_eq!(found.rows(), expected.len());
+        for (row, text) in texts.iter().enumerate() {
+            close(&format!("{name} of {text:?}"), found.row(row), &expected[row]);
+            // Alone, a text has the bits that it has among others.
+            let alone = encoder.encode(std::slice::from_ref(text), &mut |_| ()).unwrap();
+            assert_eq!(alone.row(0), found.row(row), "{name} of {text:?}");
+        }
+        // The digest is that of the files which were read, and of nothing else.
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(&folder, copy.path());
+        fs::write(copy.path().join("README.md"), "other").unwrap();
+        assert_eq!(TextEncoder::load(copy.path()).unwrap().digest(), encoder.digest());
+        let config = copy.path().join("config.json");
+        fs::write(&config, fs::read_to_string(&config).unwrap() + "\n").unwrap();
+        assert_ne!(TextEncoder::load(copy.path()).unwrap().digest(), encoder.digest());
+        // Every flipped byte of the weights' header is an error or changes no shape, never a panic.
+        let weights = copy.path().join("model.safetensors");
+        let whole = fs::read(&weights).unwrap();
+        for at in (0..600.min(whole.len())).step_by(11) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            fs::write(&weights, bytes).unwrap();
+            if let Err(error) = TextEncoder::load(copy.path()) {
+                assert!(error.to_string().contains("model.safetensors"), "{error}");
+            }
+        }
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let place = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &place);
+        } else {
+            fs::copy(&path, &place).unwrap();
+        }
+    }
+}
+
 #[test]
 fn minilm_equals_its_reference_vectors() {
     let data = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/beauty");
@@ -282,7 +338,7 @@ fn minilm_equals_its_reference_vectors() {
     let reference = tools::table::read_vectors(&vectors, &items.keys).unwrap();
     let rows: Vec<usize> = (0..items.keys.len()).step_by(items.keys.len() / 64).take(64).collect();
     let texts: Vec<String> = rows.iter().map(|&row| items.texts[row].render()).collect();
-    let encoder = BertEncoder::load(&folder).unwrap();
+    let encoder = TextEncoder::load(&folder).unwrap();
     let found = encoder.encode(&texts, &mut |_| ()).unwrap();
     let mut worst = 0.0_f32;
     for (at, &row) in rows.iter().enumerate() {

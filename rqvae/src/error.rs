@@ -86,6 +86,16 @@ pub enum Error {
         /// The largest groups: codes and number of items.
         largest: String,
     },
+    /// A service that encodes content did not do so.
+    #[error("{url}: {reason}")]
+    Remote {
+        /// Where it is.
+        url: String,
+        /// What it answered, or that it did not.
+        reason: String,
+        /// Whether it may work later.
+        temporary: bool,
+    },
     /// NaN or infinity where a number is needed.
     #[error("{what} is not finite at step {step}")]
     NonFinite {

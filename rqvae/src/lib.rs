@@ -12,11 +12,11 @@ mod training;
 pub use artefact::{Artefact, ArtefactWriter, file_digest, write_atomic};
 pub use cluster::{HierarchicalKmeans, HierarchicalKmeansConfig, Kmeans, KmeansConfig};
 pub use cluster::{Opq, OpqConfig, ResidualKmeans, ResidualKmeansConfig};
-pub use content::{BertEncoder, ContentEncoder, HashedEncoder, ItemText, LsaConfig, LsaEncoder};
+pub use content::{ContentEncoder, HashedEncoder, ItemText, LsaConfig, LsaEncoder, TextEncoder};
 pub use error::{Error, Result};
 pub use ids::{
     Code, CodeMatrix, CollisionPolicy, ItemIdx, LastLevel, MAX_CODES, Reassignment, SemanticId, SidSpec, SidStats,
-    SidTable, reassign, resolve,
+    SidTable, reassign, resolve, suffix_room,
 };
 pub use model::{CodebookUpdate, Estimator, RqVae, RqVaeConfig, RqVaeQuantizer};
 pub use quantize::{Behavior, Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};

@@ -40,6 +40,9 @@ pub struct Origin {
     pub method: String,
     /// Content encoder.
     pub encoder: String,
+    /// Digest of what makes the encoder; empty where vectors came from a file, and in catalogues of older versions.
+    #[serde(default)]
+    pub encoder_digest: String,
     /// Seed of the fit.
     pub seed: u64,
     /// Mean squared error per vector.
@@ -344,7 +347,8 @@ fn open_to_readers(_: &Path) -> Result<()> {
     Ok(())
 }
 
-fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
+/// All files below a folder, sorted.
+pub(crate) fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();

@@ -130,6 +130,24 @@ enum DataCommand {
         after_help = "Examples:\n  sidrec data make-demo --out shop\n  sidrec data make-demo --out shop --items 10000 --users 20000 --seed 7"
     )]
     MakeDemo(MakeDemoArgs),
+    /// Write vectors for trials of size as Parquet
+    #[command(
+        after_help = "Examples:\n  sidrec data make-vectors --items 1000000 --out million.parquet\n  sidrec data make-vectors --items 10000000 --dim 64 --seed 1 --out ten.parquet"
+    )]
+    MakeVectors {
+        /// New Parquet file with item_id and embedding
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Items
+        #[arg(long)]
+        items: usize,
+        /// Numbers of a vector
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+        dim: u32,
+        /// Everything random follows from it
+        #[arg(long, default_value_t = 42, env = "SIDREC_SEED")]
+        seed: u64,
+    },
 }
 
 #[derive(Args)]
@@ -171,14 +189,22 @@ pub(crate) struct ItemsArgs {
     /// Where unusable rows are written
     #[arg(long, value_name = "FILE", env = "SIDREC_REJECTS")]
     rejects: Option<PathBuf>,
+    /// Of rows with the same item_id and different content keep the last instead of stopping
+    #[arg(long, value_name = "WHICH", value_parser = ["last"], env = "SIDREC_DEDUPE")]
+    dedupe: Option<String>,
 }
 
 impl ItemsArgs {
-    fn options(&self) -> ReadOptions {
+    pub(crate) fn path(&self) -> &Path {
+        &self.items
+    }
+
+    pub(crate) fn options(&self) -> ReadOptions {
         ReadOptions {
             text_template: self.text.clone(),
             max_reject_fraction: self.max_reject_fraction,
             rejects_to: self.rejects.clone(),
+            dedupe_last: self.dedupe.is_some(),
             ..ReadOptions::default()
         }
     }
@@ -195,7 +221,7 @@ impl ItemsArgs {
 struct EmbedArgs {
     #[command(flatten)]
     items: ItemsArgs,
-    /// lsa, hashed, or a local Hugging Face folder
+    /// lsa, hashed, a Hugging Face folder, org/name[@revision], or http://… (a text-embeddings-inference server)
     #[arg(long, env = "SIDREC_ENCODER")]
     encoder: Option<String>,
     /// Everything random follows from it
@@ -273,6 +299,9 @@ impl Cli {
             Command::Demo(args) => demo(args),
             Command::Data(DataCommand::Check(args)) => check(&args),
             Command::Data(DataCommand::MakeDemo(args)) => make_demo(&args),
+            Command::Data(DataCommand::MakeVectors { out, items, dim, seed }) => {
+                crate::demo::vectors::write(&out, items, dim as usize, seed)
+            }
             Command::Embed(args) => embed(&args),
             Command::Sids(command) => crate::sids::run(command),
             Command::Train(args) => train_model(&args),

@@ -9,6 +9,7 @@ pub mod catalogue;
 pub mod cli;
 pub mod cold;
 pub mod config;
+pub mod content;
 pub mod demo;
 pub mod error;
 pub mod interrupt;

@@ -3,8 +3,9 @@
 use crate::catalogue::{Catalogue, require_empty};
 use crate::cli::{ItemsArgs, json_line, print};
 use crate::error::{Fault, fault};
+use crate::interrupt::Interrupt;
 use crate::jobs::build_sids::{self, Policy};
-use crate::jobs::{change_sids, inspect, inspect_page};
+use crate::jobs::{change_sids, inspect, inspect_page, stream};
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use rqvae::{Method, QuantizerConfig};
@@ -46,7 +47,7 @@ impl MethodArg {
 pub(crate) enum SidsCommand {
     /// Fit the quantiser, encode, resolve collisions, build the index
     #[command(
-        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --collisions min-cost --out catalogue"
+        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --collisions min-cost --out catalogue\n  sidrec sids build --items huge.parquet --stream --out shards"
     )]
     Build(BuildArgs),
     /// Health of the IDs: usage, perplexity, collisions, error
@@ -102,7 +103,7 @@ pub(crate) struct BuildArgs {
     /// Vectors to quantise instead of encoding the text: .npy, .safetensors or .parquet
     #[arg(long, value_name = "FILE", env = "SIDREC_EMBEDDINGS")]
     embeddings: Option<PathBuf>,
-    /// lsa (default), hashed, or a local Hugging Face folder
+    /// lsa (default), hashed, a Hugging Face folder, org/name[@revision], or http://… (a text-embeddings-inference server)
     #[arg(long, env = "SIDREC_ENCODER")]
     encoder: Option<String>,
     /// Quantiser
@@ -126,6 +127,18 @@ pub(crate) struct BuildArgs {
     /// New catalogue directory
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// For tables larger than memory: fit on a part, encode and write in shards, without an index
+    #[arg(long, conflicts_with_all = ["embeddings", "collisions"])]
+    stream: bool,
+    /// With --stream: go on with a build that was interrupted
+    #[arg(long, requires = "stream")]
+    resume: bool,
+    /// With --stream: items that quantiser and encoder are fitted on, those with the smallest hashes of their ids
+    #[arg(long, value_name = "N", default_value_t = 262_144, requires = "stream")]
+    fit_items: usize,
+    /// With --stream: items of a shard, and of what is held in memory at a time
+    #[arg(long, value_name = "N", default_value_t = 500_000, requires = "stream")]
+    shard_items: usize,
     /// Print the health of the IDs as JSON
     #[arg(long)]
     json: bool,
@@ -140,7 +153,7 @@ pub(crate) struct AddArgs {
     /// Vectors of the new items, of the kind the catalogue was built on: .npy, .safetensors or .parquet
     #[arg(long, value_name = "FILE", env = "SIDREC_EMBEDDINGS")]
     embeddings: Option<PathBuf>,
-    /// The Hugging Face folder that the catalogue was built with
+    /// Where the encoder is that the catalogue was built with, if it has moved: folder, org/name@revision or http://…
     #[arg(long, env = "SIDREC_ENCODER")]
     encoder: Option<String>,
     /// Directory of the new version; the catalogue's name with the next version number without it
@@ -164,6 +177,13 @@ pub(crate) fn run(command: SidsCommand) -> Result<()> {
     match command {
         SidsCommand::Build(args) => build(&args),
         SidsCommand::Inspect { catalogue, json, out } => {
+            if let Some(shards) = stream::ShardsManifest::of(&catalogue)? {
+                if out.is_some() {
+                    return Err(fault(Fault::Usage, "--out: pictures need a catalogue; this is a table in shards"));
+                }
+                let report = shards.inspection();
+                return if json { json_line(&report) } else { print(&inspect::describe(&report)) };
+            }
             let catalogue = Catalogue::open(&catalogue)?;
             if let Some(out) = out {
                 inspect_page::write(&catalogue, &out)?;
@@ -207,12 +227,31 @@ fn build(args: &BuildArgs) -> Result<()> {
         ..base
     };
     config.validate().map_err(|e| fault(Fault::Usage, e))?;
+    if args.stream {
+        return build_shards(args, &config);
+    }
     let items = args.items.read()?;
     let source = build_sids::Content::choose(&items, args.embeddings.as_deref(), args.encoder.as_deref(), args.seed)?;
     let content = source.vectors(&items)?;
-    let built = build_sids::build_with(&items, &content, &source.name(), &config, args.collisions, &|_| true)?;
+    let mut built = build_sids::build_with(&items, &content, &source.name(), &config, args.collisions, &|_| true)?;
+    built.catalogue.origin.encoder_digest = source.record().digest;
     let quantizer = built.quantizer.as_ref();
     built.catalogue.write(&args.out, &built.residual_norms, quantizer, &|dir| source.save(dir))?;
     let report = inspect::inspection(&built.catalogue);
     if args.json { json_line(&report) } else { print(&inspect::describe(&report)) }
+}
+
+fn build_shards(args: &BuildArgs, config: &QuantizerConfig) -> Result<()> {
+    let job = stream::StreamJob {
+        items: args.items.path(),
+        options: args.items.options(),
+        encoder: args.encoder.as_deref(),
+        quantizer: config,
+        fit_items: args.fit_items,
+        shard_items: args.shard_items,
+        out: &args.out,
+        resume: args.resume,
+    };
+    let manifest = stream::build(&job, Some(&Interrupt::install()?))?;
+    if args.json { json_line(&manifest) } else { print(&inspect::describe(&manifest.inspection())) }
 }

@@ -64,6 +64,7 @@ fn every_command_has_help_with_two_examples() {
         "data",
         "data check",
         "data make-demo",
+        "data make-vectors",
         "embed",
         "sids",
         "sids build",
@@ -312,7 +313,7 @@ fn items_are_added_and_removed_beside_a_trained_model() {
     assert_eq!(lookup("c-v2", &ids), lookup("c-v4", &ids));
     let report = parse(shop.ok(&["sids", "inspect", "c-v3", "--json", "--out", "page"]));
     let page = fs::read_to_string(shop.path("page/index.html")).unwrap();
-    assert_eq!((page.matches("<svg").count(), page.matches("{{").count()), (4, 0));
+    assert_eq!((page.matches("<svg").count(), page.matches("{{").count()), (5, 0));
     assert_eq!(page.matches("<circle").count(), 300);
     assert_eq!((report["removed"].as_u64(), report["collisions"]["policy"].as_str()), (Some(10), Some("min-cost")));
     shop.fails(&["sids", "add", "c", "--items", "new.jsonl"], 73, &["c-v2"]);

@@ -1,16 +1,18 @@
 //! What an item is, as text, and encoders that turn texts into content vectors.
 
-mod bert;
+mod folder;
 mod hashed;
 mod item_text;
 mod lsa;
 mod pooling;
+mod text;
+mod transformer;
 
-pub use bert::BertEncoder;
 pub use hashed::HashedEncoder;
 pub use item_text::ItemText;
 pub use lsa::{LsaConfig, LsaEncoder};
 pub(crate) use lsa::{Sparse, right_singular_vectors};
+pub use text::TextEncoder;
 
 use crate::{Result, Vectors};
 

@@ -78,11 +78,12 @@ pub fn resolve(codes: &CodeMatrix, sizes: &[u32], policy: &CollisionPolicy, tie_
             row[len - 1] = rank as Code;
         }
     }
-    SidTable::new(SidSpec { codebook_sizes: sizes.to_vec(), suffix_size: Some(room(suffix_size, max)) }, flat)
+    SidTable::new(SidSpec { codebook_sizes: sizes.to_vec(), suffix_size: Some(suffix_room(suffix_size, max)) }, flat)
 }
 
-/// Values of a suffix when the largest group has `largest` items: models keep their shape while the catalogue grows.
-fn room(largest: u32, max: u32) -> u32 {
+/// Values of a suffix when the largest group has `largest` items: one more, up to the next power of two and `max`.
+/// Models keep their shape while the catalogue grows.
+pub fn suffix_room(largest: u32, max: u32) -> u32 {
     (largest + 1).next_power_of_two().min(max).max(largest)
 }
 
@@ -115,8 +116,8 @@ mod tests {
 
     #[test]
     fn room_is_a_power_of_two_within_the_limit() {
-        assert_eq!([1, 2, 3, 4, 7, 8].map(|largest| room(largest, 256)), [2, 4, 4, 8, 8, 16]);
-        assert_eq!((room(9, 9), room(255, 256), room(200, 201)), (9, 256, 201));
+        assert_eq!([1, 2, 3, 4, 7, 8].map(|largest| suffix_room(largest, 256)), [2, 4, 4, 8, 8, 16]);
+        assert_eq!((suffix_room(9, 9), suffix_room(255, 256), suffix_room(200, 201)), (9, 256, 201));
     }
 
     #[test]

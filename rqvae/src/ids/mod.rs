@@ -6,7 +6,7 @@ mod sid;
 mod stats;
 mod table;
 
-pub use collision::{CollisionPolicy, resolve};
+pub use collision::{CollisionPolicy, resolve, suffix_room};
 pub use reassign::{LastLevel, Reassignment, reassign};
 pub use sid::{Code, ItemIdx, MAX_CODES, SemanticId, SidSpec};
 pub use stats::SidStats;

@@ -28,7 +28,7 @@ pub(super) fn quantile_ms(sorted: &[Duration], q: f64) -> f64 {
 }
 
 /// Most memory this process ever had, where the system tells.
-pub(super) fn peak_rss_bytes() -> Option<u64> {
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)

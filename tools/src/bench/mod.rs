@@ -4,6 +4,8 @@ mod line;
 mod load;
 mod serve;
 
+pub(crate) use line::peak_rss_bytes;
+
 use anyhow::Result;
 use clap::Subcommand;
 

@@ -14,6 +14,7 @@ mod score;
 mod stages;
 
 use crate::catalogue::Catalogue;
+use crate::content::Encoder;
 use crate::error::{Fault, fault};
 use crate::jobs::build_sids::{Content, build};
 use crate::jobs::train::{Recorder, data_digest, features, fit};
@@ -25,7 +26,7 @@ use anyhow::Result;
 use exposure::{Categories, Drawn, Exposure, Failure, Slice};
 use methods::Method;
 use protocol::{Held, Protocol};
-use rqvae::{ItemIdx, LsaConfig, LsaEncoder, QuantizerConfig, Vectors};
+use rqvae::{ItemIdx, QuantizerConfig, Vectors};
 use score::{Paired, RampRow};
 use seqmodel::LeaveOneOut;
 use seqmodel::data::Case;
@@ -140,7 +141,7 @@ fn content(
     let source = if fitted {
         let known = (0..items.texts.len()).filter(|row| !held.unseen[*row]);
         let texts: Vec<String> = known.map(|row| items.texts[row].render()).collect();
-        Content::Lsa(Box::new(LsaEncoder::fit(&texts, &LsaConfig { seed, ..LsaConfig::default() })?))
+        Content::Encoder(Box::new(Encoder::choose(None, &|| texts.clone(), seed)?))
     } else {
         Content::choose(items, embeddings, encoder, seed)?
     };

@@ -24,6 +24,7 @@
 mod law;
 mod products;
 mod users;
+pub mod vectors;
 
 #[cfg(test)]
 mod levels;

@@ -1,14 +1,15 @@
 //! Offline SID building: content vectors, quantiser, collisions, catalogue.
 
 use crate::catalogue::{Catalogue, Collisions, ItemCard, Origin};
-use crate::error::{Fault, bad_data, fault, input_missing};
+use crate::content::{Encoder, EncoderRecord};
+use crate::error::{Fault, bad_data, fault};
 use crate::progress::Stage;
 use crate::table::{ItemKeys, Items, read_vectors};
 use anyhow::Result;
 use beam::Trie;
 use rqvae::{
-    BertEncoder, CollisionPolicy, ContentEncoder, Encoded, HashedEncoder, ItemIdx, LsaConfig, LsaEncoder,
-    QuantizerConfig, Reassignment, SidEncoder, SidStats, SidTable, Vectors, fit_quantizer, reassign, resolve,
+    CollisionPolicy, Encoded, ItemIdx, QuantizerConfig, Reassignment, SidEncoder, SidStats, SidTable, Vectors,
+    fit_quantizer, reassign, resolve,
 };
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,14 +18,10 @@ use std::time::Instant;
 pub enum Content {
     /// A file of vectors.
     File(PathBuf),
-    /// TF-IDF and truncated SVD, fitted on the items.
-    Lsa(Box<LsaEncoder>),
-    /// Hashed n-grams.
-    Hashed(HashedEncoder),
-    /// A local Hugging Face folder.
-    Folder(PathBuf, Box<BertEncoder>),
     /// The `embedding` column of the items.
     Column,
+    /// An encoder of their texts.
+    Encoder(Box<Encoder>),
 }
 
 impl Content {
@@ -33,108 +30,59 @@ impl Content {
         if let Some(path) = embeddings {
             return Ok(Self::File(path.to_path_buf()));
         }
-        match encoder {
-            None if items.embeddings.is_some() => Ok(Self::Column),
-            None | Some("lsa") => {
-                let mut stage = Stage::new("fit lsa encoder", 0);
-                stage.at(0, 0, &format!("{} texts", items.texts.len()));
-                let config = LsaConfig { seed, ..LsaConfig::default() };
-                let texts = texts(items);
-                let encoder = LsaEncoder::fit(&texts, &config)?;
-                stage.done(&format!("{} dimensions", encoder.dim()));
-                Ok(Self::Lsa(Box::new(encoder)))
-            }
-            Some("hashed") => Ok(Self::Hashed(HashedEncoder::new(256))),
-            Some(folder) => {
-                let path = Path::new(folder);
-                if !path.is_dir() {
-                    return Err(input_missing(path)
-                        .context(format!("encoder `{folder}`: expected lsa, hashed or a local Hugging Face folder")));
-                }
-                Ok(Self::Folder(path.to_path_buf(), Box::new(BertEncoder::load(path)?)))
-            }
+        if encoder.is_none() && items.embeddings.is_some() {
+            return Ok(Self::Column);
         }
+        Ok(Self::Encoder(Box::new(Encoder::choose(encoder, &|| texts(items), seed)?)))
     }
 
-    /// The encoder that [`Content::save`] left in `dir`, or a file or folder that stands in for it.
+    /// The encoder that [`Content::save`] left in `dir`, or what stands in for it.
     ///
     /// # Errors
-    /// The catalogue's vectors came from elsewhere and neither `embeddings` nor `encoder` says where.
+    /// The catalogue's vectors came from elsewhere and neither `embeddings` nor `encoder` says where, or `encoder` is
+    /// another one.
     pub fn reopen(items: &Items, dir: &Path, embeddings: Option<&Path>, encoder: Option<&str>) -> Result<Self> {
-        let path = dir.join("encoder.json");
-        let text = std::fs::read(&path).map_err(rqvae::Error::io(&path))?;
-        let saved: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| bad_data(format!("{}: {e}", path.display())))?;
-        let name = saved["encoder"].as_str().unwrap_or_default();
         if embeddings.is_some() {
             return Self::choose(items, embeddings, None, 0);
         }
-        match saved["kind"].as_str() {
-            Some("lsa") => Ok(Self::Lsa(Box::new(LsaEncoder::load(dir)?))),
-            Some("hashed") => Self::choose(items, None, Some("hashed"), 0),
-            Some("column") if items.embeddings.is_some() => Ok(Self::Column),
-            Some("folder") if encoder.is_some() => {
-                let source = Self::choose(items, None, encoder, 0)?;
-                if source.name() != name {
-                    let found = source.name();
-                    return Err(bad_data(format!("--encoder: the catalogue was made with {name}, found {found}")));
-                }
-                Ok(source)
+        if EncoderRecord::read(dir)?.kind == "column" && items.embeddings.is_some() {
+            return Ok(Self::Column);
+        }
+        Ok(Self::Encoder(Box::new(Encoder::reopen(dir, encoder)?)))
+    }
+
+    /// What is remembered of the source.
+    pub fn record(&self) -> EncoderRecord {
+        match self {
+            Self::File(path) => {
+                let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+                EncoderRecord::ready("file", &name)
             }
-            Some("folder") => Err(fault(Fault::Usage, format!("--encoder: expected the folder of {name}"))),
-            _ => Err(fault(Fault::Usage, format!("--embeddings: expected vectors like those of {name}"))),
+            Self::Column => EncoderRecord::ready("column", "embedding column"),
+            Self::Encoder(encoder) => encoder.record().clone(),
         }
     }
 
     /// Name for reports.
     pub fn name(&self) -> String {
-        match self {
-            Self::File(path) => path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-            Self::Lsa(encoder) => encoder.name(),
-            Self::Hashed(encoder) => encoder.name(),
-            Self::Folder(_, encoder) => encoder.name(),
-            Self::Column => "embedding column".into(),
-        }
+        self.record().encoder
     }
 
     /// One vector per item.
     pub fn vectors(&self, items: &Items) -> Result<Vectors> {
-        let encode = |encoder: &dyn ContentEncoder| {
-            let texts = texts(items);
-            let total = texts.len() as u64;
-            let mut stage = Stage::new("embed items", total);
-            let began = Instant::now();
-            let vectors = encoder.encode(&texts, &mut |done| {
-                let rate = done as f64 / began.elapsed().as_secs_f64().max(1e-9);
-                stage.at(done as u64, total, &format!("{rate:.0} items/s"));
-            })?;
-            stage.done(&format!("{} items x {} with {}", total, vectors.dim, encoder.name()));
-            anyhow::Ok(vectors)
-        };
         match self {
             Self::File(path) => read_vectors(path, &items.keys),
-            Self::Lsa(encoder) => encode(encoder.as_ref()),
-            Self::Hashed(encoder) => encode(encoder),
-            Self::Folder(_, encoder) => encode(encoder.as_ref()),
             Self::Column => items.embeddings.clone().ok_or_else(|| bad_data("the items have no `embedding` column")),
+            Self::Encoder(encoder) => encoder.vectors(&texts(items)),
         }
     }
 
     /// Saves what is needed to encode further items the same way.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        if let Self::Lsa(encoder) = self {
-            encoder.save(dir)?;
+        match self {
+            Self::Encoder(encoder) => encoder.save(dir),
+            Self::File(_) | Self::Column => self.record().write(dir),
         }
-        let kind = match self {
-            Self::Lsa(_) => "lsa",
-            Self::Hashed(_) => "hashed",
-            Self::Folder(..) => "folder",
-            Self::File(_) => "file",
-            Self::Column => "column",
-        };
-        let name = serde_json::json!({ "encoder": self.name(), "kind": kind });
-        rqvae::write_atomic(&dir.join("encoder.json"), &serde_json::to_vec_pretty(&name)?)?;
-        Ok(())
     }
 }
 
@@ -164,7 +112,7 @@ pub struct Built {
 }
 
 /// Most items that may share their codes and be told apart by a suffix.
-const MAX_SUFFIX: u32 = 256;
+pub(super) const MAX_SUFFIX: u32 = 256;
 
 /// What happens to items with equal codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -256,6 +204,7 @@ pub fn build_with(
     let origin = Origin {
         method: quantizer.method().to_string(),
         encoder: encoder.to_string(),
+        encoder_digest: String::new(),
         seed: config.seed,
         reconstruction_mse: encoded.mse(content),
         relative_error: encoded.relative_error(content),

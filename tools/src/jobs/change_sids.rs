@@ -75,6 +75,10 @@ pub struct Extended {
 /// # Errors
 /// Bad data when vectors are of another width, or a group of equal codes has no suffix left.
 pub fn extend(old: &Catalogue, quantizer: &dyn SidEncoder, items: &Items, content: &Vectors) -> Result<Extended> {
+    if content.dim != old.content.dim {
+        let (found, expected) = (content.dim, old.content.dim);
+        return Err(bad_data(format!("new items: vectors of {found} numbers, those of the catalogue have {expected}")));
+    }
     let out = PathBuf::new();
     let mut changed = Changed { added: 0, restored: 0, known: 0, outdated: 0, removed: 0, live: 0, out };
     let mut back = BTreeSet::new();

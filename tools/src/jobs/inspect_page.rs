@@ -51,6 +51,7 @@ pub fn render(catalogue: &Catalogue) -> Result<String> {
         ("{{heat}}", heat(&counts)),
         ("{{perplexity}}", perplexity(&stats)),
         ("{{collisions}}", collisions(catalogue, levels)),
+        ("{{resolved}}", resolved(catalogue, &stats)),
         ("{{map}}", map(catalogue)),
         ("{{cut}}", cut),
         // Last, so that no title is taken for a place; `<` would end the script.
@@ -118,24 +119,52 @@ fn collisions(catalogue: &Catalogue, levels: usize) -> String {
     bars(&rows, "groups of items with equal codes")
 }
 
+/// Unique codes and the largest group, as the quantiser gave them and after collisions were dealt with.
+fn resolved(catalogue: &Catalogue, stats: &SidStats) -> String {
+    let Some(found) = &catalogue.origin.collisions else {
+        return "<p>This catalogue does not say what was done about collisions.</p>".to_string();
+    };
+    let items = stats.items.max(1) as f64;
+    let unique = |count: usize| (count as f64 / items, format!("{count} ({:.1} %)", 100.0 * count as f64 / items));
+    let largest = found.max_group_before.max(stats.max_group).max(1) as f64;
+    let group = |size: usize| (size as f64 / largest, format!("{size} items"));
+    let rows = [
+        ("unique before", unique(found.unique_prefixes_before)),
+        ("unique after", unique(stats.unique_prefixes)),
+        ("largest before", group(found.max_group_before)),
+        ("largest after", group(stats.max_group)),
+    ];
+    let rows: Vec<_> = rows.into_iter().map(|(name, (share, figure))| (name.to_string(), share, figure)).collect();
+    let suffix = match stats.suffix_size {
+        0 => "Items with equal codes share one ID.".to_string(),
+        size => format!("A suffix of {size} values numbers items with equal codes."),
+    };
+    let policy = &found.policy;
+    format!(
+        "<p>{policy}: {} items moved to another last code. {suffix}</p>{}",
+        found.moved,
+        bars(&rows, "before and after")
+    )
+}
+
 /// Rows of name, share of the width in [0, 1] and figure.
 fn bars(rows: &[(String, f64, String)], what: &str) -> String {
     const ROW: usize = 22;
     let mut body = String::new();
     for (at, (name, share, figure)) in rows.iter().enumerate() {
         let y = at * ROW;
-        let width = (260.0 * share).max(1.0);
+        let width = (240.0 * share).max(1.0);
         let _ = write!(
             body,
-            "<text x=\"64\" y=\"{}\" text-anchor=\"end\">{name}</text><rect class=\"bar\" x=\"72\" y=\"{}\" \
+            "<text x=\"104\" y=\"{}\" text-anchor=\"end\">{name}</text><rect class=\"bar\" x=\"112\" y=\"{}\" \
              width=\"{width:.1}\" height=\"14\"/><text x=\"{:.1}\" y=\"{}\">{figure}</text>",
             y + 15,
             y + 4,
-            78.0 + width,
+            118.0 + width,
             y + 15
         );
     }
-    svg(420, rows.len() * ROW + 4, what, &body)
+    svg(460, rows.len() * ROW + 4, what, &body)
 }
 
 fn map(catalogue: &Catalogue) -> String {
@@ -160,7 +189,12 @@ fn map(catalogue: &Catalogue) -> String {
         let place =
             |(low, range): (f64, f64), value: f64, size: usize| 6.0 + (value - low) / range * (size as f64 - 12.0);
         let (cx, cy) = (place(x, point[0], WIDTH), place(y, point[1], HEIGHT));
-        let _ = write!(body, "<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3\" fill=\"hsl({hue:.0} 65% 50% / .75)\"/>");
+        let _ = write!(
+            body,
+            "<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3\" fill=\"hsl({hue:.0} 65% 50% / .75)\"><title>{}: {}</title></circle>",
+            catalogue.sids.sid(item),
+            escape(catalogue.title(item))
+        );
     }
     svg(WIDTH, HEIGHT, "map of the content vectors", &body)
 }
@@ -199,6 +233,11 @@ fn directions(content: &Vectors, rows: &[usize]) -> Vec<[f64; 2]> {
     rows.iter().map(|&row| [place(row, 0), place(row, 1)]).collect()
 }
 
+/// Text as markup that says it.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace("{{", "{&#8203;{")
+}
+
 fn svg(width: usize, height: usize, label: &str, body: &str) -> String {
     format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{label}\">{body}</svg>")
 }
@@ -206,6 +245,11 @@ fn svg(width: usize, height: usize, label: &str, body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn titles_are_text_and_no_places() {
+        assert_eq!(escape("<b> & {{items}}"), "&lt;b&gt; &amp; {&#8203;{items}}");
+    }
 
     #[test]
     fn the_first_direction_is_the_longest() {

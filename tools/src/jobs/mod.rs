@@ -11,4 +11,5 @@ pub mod inspect;
 pub mod inspect_page;
 pub mod pack;
 pub mod recommend;
+pub mod stream;
 pub mod train;

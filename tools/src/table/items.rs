@@ -46,15 +46,15 @@ struct Row {
 }
 
 /// Where the cells of a row are; `None` where the table has no such column.
-struct Layout {
-    wanted: Vec<String>,
+pub(super) struct Layout {
+    pub(super) wanted: Vec<String>,
     template: Option<Template>,
     launch: Option<&'static str>,
-    embedding: bool,
+    pub(super) embedding: bool,
 }
 
 impl Layout {
-    fn new(path: &Path, options: &ReadOptions) -> anyhow::Result<Self> {
+    pub(super) fn new(path: &Path, options: &ReadOptions) -> anyhow::Result<Self> {
         let found = source::columns(path)?;
         let has = |name: &str| found.iter().any(|column| column == name);
         if !has("item_id") {
@@ -117,6 +117,14 @@ impl Layout {
         }
         let row = Row { text, title, category, first_seen, embedding };
         Ok((key, row))
+    }
+}
+
+impl Layout {
+    /// Id and rendered text of a row.
+    pub(super) fn text(&self, cells: &[Cell]) -> Result<(String, String), String> {
+        let (key, row) = self.row(cells, None)?;
+        Ok((key, row.text.render()))
     }
 }
 

@@ -99,7 +99,7 @@ impl ItemKeys {
 }
 
 /// The first 8 bytes of the BLAKE3 digest of an id.
-pub(super) fn tie_hash(key: &str) -> u64 {
+pub fn tie_hash(key: &str) -> u64 {
     let digest = blake3::hash(key.as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&digest.as_bytes()[..8]);
@@ -107,7 +107,7 @@ pub(super) fn tie_hash(key: &str) -> u64 {
 }
 
 /// Whether an id reads as a 64-bit number and is written the one way such a number is written.
-fn is_integer(key: &str) -> bool {
+pub fn is_integer(key: &str) -> bool {
     key.parse::<i64>().is_ok_and(|n| n.to_string() == key)
 }
 

@@ -14,14 +14,18 @@ mod parquet;
 mod rejects;
 mod sids;
 mod source;
+mod stream;
 mod template;
 mod time;
+mod vector_writer;
 mod vectors;
 
 pub use interactions::{Interactions, read_histories, read_interactions};
 pub use items::{Items, read_items};
-pub use keys::ItemKeys;
-pub use sids::{SidsFile, SidsMeta, read_sids, write_sids};
+pub use keys::{ItemKeys, is_integer, tie_hash};
+pub use sids::{SidRows, SidsFile, SidsMeta, read_sids, write_sid_rows, write_sids};
+pub use stream::{BatchContent, EachBatch, ItemBatch, ItemStream};
+pub use vector_writer::VectorWriter;
 pub use vectors::{read_vectors, write_half_vectors, write_vectors};
 
 use crate::error::{bad_data, input_missing};

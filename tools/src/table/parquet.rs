@@ -75,6 +75,16 @@ pub(super) fn batches(
     wanted: &[&str],
     each: &mut dyn FnMut(RecordBatch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    batches_from(path, wanted, 0, each)
+}
+
+/// As [`batches`] from row `from` on, counted from 0; row groups before it are not read.
+pub(super) fn batches_from(
+    path: &Path,
+    wanted: &[&str],
+    from: u64,
+    each: &mut dyn FnMut(RecordBatch) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let builder = open(path)?;
     let roots: Vec<usize> = builder
         .schema()
@@ -85,13 +95,32 @@ pub(super) fn batches(
         .map(|(at, _)| at)
         .collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let mut reader: ParquetRecordBatchReader =
-        guarded(path, || builder.with_projection(mask).with_batch_size(BATCH_ROWS).build())?
-            .map_err(|e| broken(path, &e.to_string()))?;
+    let mut before = 0;
+    let mut groups = Vec::new();
+    for (at, group) in builder.metadata().row_groups().iter().enumerate() {
+        let rows = group.num_rows().max(0) as u64;
+        if !groups.is_empty() || before + rows > from {
+            groups.push(at);
+        } else {
+            before += rows;
+        }
+    }
+    let skipped = usize::try_from(from - before.min(from))?;
+    let build = || {
+        let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS).with_row_groups(groups);
+        if skipped == 0 { builder.build() } else { builder.with_offset(skipped).build() }
+    };
+    let mut reader: ParquetRecordBatchReader = guarded(path, build)?.map_err(|e| broken(path, &e.to_string()))?;
     while let Some(batch) = guarded(path, || reader.next())? {
         each(batch.map_err(|e| broken(path, &e.to_string()))?)?;
     }
     Ok(())
+}
+
+/// Number of rows, by the footer.
+pub(super) fn row_count(path: &Path) -> anyhow::Result<u64> {
+    let builder = open(path)?;
+    Ok(builder.metadata().row_groups().iter().map(|group| group.num_rows().max(0) as u64).sum())
 }
 
 /// One Parquet file in memory, zstd-compressed, with key-value metadata.
@@ -118,12 +147,12 @@ fn broken(path: &Path, reason: &str) -> anyhow::Error {
     bad_data(format!("{}: broken or truncated Parquet: {reason}", path.display()))
 }
 
-fn guarded<T>(path: &Path, read: impl FnOnce() -> T) -> anyhow::Result<T> {
+pub(super) fn guarded<T>(path: &Path, read: impl FnOnce() -> T) -> anyhow::Result<T> {
     catch_unwind(AssertUnwindSafe(read)).map_err(|_| broken(path, "the decoder gave up"))
 }
 
 /// A column as cells; arrow types that no column of ours can have are refused.
-fn cells(column: &ArrayRef) -> Result<Vec<Cell>, String> {
+pub(super) fn cells(column: &ArrayRef) -> Result<Vec<Cell>, String> {
     let as_type = |to: &DataType| cast(column, to).map_err(|e| e.to_string());
     let len = column.len();
     match column.data_type() {

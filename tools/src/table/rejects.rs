@@ -49,15 +49,7 @@ impl Rejects {
         if let (Some(writer), Some(to)) = (&mut self.writer, &self.to) {
             writer.flush().map_err(|e| cannot_create(to, e))?;
         }
-        if self.count as f64 > max_fraction * rows as f64 {
-            return Err(bad_data(format!(
-                "{}: {} of {rows} rows are unusable, at most a fraction of {max_fraction} may be \
-                 (--max-reject-fraction); the first:\n  {}",
-                self.file.display(),
-                self.count,
-                self.first.join("\n  ")
-            )));
-        }
+        refuse_many(&self.file, self.count, rows, &self.first, max_fraction)?;
         if self.count > 0 {
             tracing::warn!(
                 file = %self.file.display(),
@@ -69,6 +61,25 @@ impl Rejects {
         }
         Ok(self.count)
     }
+}
+
+/// Stops when more than a fraction of `max_fraction` of `rows` rows was rejected, with the `first` of them.
+pub(super) fn refuse_many(
+    file: &Path,
+    count: usize,
+    rows: usize,
+    first: &[String],
+    max_fraction: f64,
+) -> anyhow::Result<()> {
+    if count as f64 <= max_fraction * rows as f64 {
+        return Ok(());
+    }
+    Err(bad_data(format!(
+        "{}: {count} of {rows} rows are unusable, at most a fraction of {max_fraction} may be \
+         (--max-reject-fraction); the first:\n  {}",
+        file.display(),
+        first.join("\n  ")
+    )))
 }
 
 #[cfg(test)]

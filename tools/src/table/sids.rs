@@ -9,8 +9,8 @@ use super::vectors::id_column;
 use super::{ItemKeys, missing_column, parquet, source};
 use crate::error::{bad_data, cannot_create};
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, RecordBatch, UInt16Array,
-    UInt32Array,
+    Array, ArrayRef, AsArray, FixedSizeBinaryArray, FixedSizeListArray, Float32Array, Int64Array, RecordBatch,
+    StringArray, UInt16Array, UInt32Array,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, UInt16Type, UInt32Type};
@@ -91,28 +91,91 @@ pub fn write_sids(
     });
     let ranks = collision_ranks(table, keys);
     let flat: Vec<Code> = order.iter().flat_map(|&row| codes(row).to_vec()).collect();
-    let item = Arc::new(Field::new("item", DataType::UInt16, false));
-    let width = i32::try_from(table.spec().len())?;
-    let sid = FixedSizeListArray::try_new(item, width, Arc::new(UInt16Array::from(flat)), None)?;
-    let ranks: UInt32Array = order.iter().map(|&row| Some(ranks[row])).collect();
-    let norms: Float32Array = order.iter().map(|&row| Some(residual_norms[row])).collect();
     let digests: Vec<[u8; 16]> = order.iter().map(|&row| content.digest(row)).collect();
-    let digests = FixedSizeBinaryArray::try_new(DIGEST, digests.concat().into(), None)?;
-    let columns: [ArrayRef; 5] =
-        [id_column(keys, order.iter().copied()), Arc::new(sid), Arc::new(ranks), Arc::new(norms), Arc::new(digests)];
-    let batch = RecordBatch::try_from_iter(COLUMNS.into_iter().zip(columns))?;
-    let metadata = BTreeMap::from(
-        [
-            ("format", FORMAT.to_owned()),
-            ("version", VERSION.to_owned()),
-            ("spec", serde_json::to_string(table.spec())?),
-            ("digest", table.digest()),
-            ("meta", serde_json::to_string(meta)?),
-        ]
-        .map(|(key, value)| (format!("sidrec.{key}"), value)),
-    );
-    let bytes = parquet::to_bytes(&batch, &metadata)?;
-    rqvae::write_atomic(path, &bytes).map_err(|e| cannot_create(path, e))
+    let rows = Columns {
+        ids: id_column(keys, order.iter().copied()),
+        codes: flat,
+        ranks: order.iter().map(|&row| ranks[row]).collect(),
+        norms: order.iter().map(|&row| residual_norms[row]).collect(),
+        digests: digests.concat(),
+    };
+    rows.write(path, table.spec(), &table.digest(), meta)
+}
+
+/// Some rows of a table that is written in shards, in the order of the table.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SidRows {
+    /// External ids.
+    pub keys: Vec<String>,
+    /// IDs, (rows, codes), suffix included.
+    pub codes: Vec<Code>,
+    /// Rank of each item among those with the same base codes.
+    pub ranks: Vec<u32>,
+    /// What the last level left over.
+    pub norms: Vec<f32>,
+    /// Digests of the content vectors.
+    pub digests: Vec<[u8; 16]>,
+}
+
+/// Writes one shard of a table of IDs of shape `spec`; ids are stored as whole numbers where `integer` is set.
+///
+/// # Errors
+/// A code is out of range, or the file cannot be written.
+pub fn write_sid_rows(
+    path: &Path,
+    rows: SidRows,
+    integer: bool,
+    spec: &SidSpec,
+    meta: &SidsMeta,
+) -> anyhow::Result<()> {
+    let SidRows { keys, codes, ranks, norms, digests } = rows;
+    let table = SidTable::new(spec.clone(), codes)?;
+    let ids: ArrayRef = if integer {
+        Arc::new(keys.iter().map(|key| key.parse().ok()).collect::<Int64Array>())
+    } else {
+        Arc::new(keys.into_iter().map(Some).collect::<StringArray>())
+    };
+    let digest = table.digest();
+    let columns = Columns { ids, codes: table.flat().to_vec(), ranks, norms, digests: digests.concat() };
+    columns.write(path, spec, &digest, meta)
+}
+
+/// The columns of the file.
+struct Columns {
+    ids: ArrayRef,
+    codes: Vec<Code>,
+    ranks: Vec<u32>,
+    norms: Vec<f32>,
+    digests: Vec<u8>,
+}
+
+impl Columns {
+    fn write(self, path: &Path, spec: &SidSpec, digest: &str, meta: &SidsMeta) -> anyhow::Result<()> {
+        let item = Arc::new(Field::new("item", DataType::UInt16, false));
+        let width = i32::try_from(spec.len())?;
+        let sid = FixedSizeListArray::try_new(item, width, Arc::new(UInt16Array::from(self.codes)), None)?;
+        let digests = FixedSizeBinaryArray::try_new(DIGEST, self.digests.into(), None)?;
+        let columns: [ArrayRef; 5] = [
+            self.ids,
+            Arc::new(sid),
+            Arc::new(UInt32Array::from(self.ranks)),
+            Arc::new(Float32Array::from(self.norms)),
+            Arc::new(digests),
+        ];
+        let batch = RecordBatch::try_from_iter(COLUMNS.into_iter().zip(columns))?;
+        let metadata = BTreeMap::from(
+            [
+                ("format", FORMAT.to_owned()),
+                ("version", VERSION.to_owned()),
+                ("spec", serde_json::to_string(spec)?),
+                ("digest", digest.to_owned()),
+                ("meta", serde_json::to_string(meta)?),
+            ]
+            .map(|(key, value)| (format!("sidrec.{key}"), value)),
+        );
+        let bytes = parquet::to_bytes(&batch, &metadata)?;
+        rqvae::write_atomic(path, &bytes).map_err(|e| cannot_create(path, e))
+    }
 }
 
 /// Rank of every item among those with the same base codes: its suffix, or the order of the tie hashes.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Name of the vectors in Parquet and safetensors files.
-const EMBEDDING: &str = "embedding";
+pub(super) const EMBEDDING: &str = "embedding";
 
 /// Reads the vectors of a catalogue, (items, dim) in catalogue order.
 ///
