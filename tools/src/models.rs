@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use beam::Trie;
+use beam::cuda::{Device, Numbers};
 use rqvae::Decay;
+use seqmodel::cuda::DeviceGenerator;
 use seqmodel::data::{Window, windows};
 use seqmodel::dense::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever};
 use seqmodel::nn::Parameters;
@@ -203,6 +205,7 @@ pub struct Model {
     network: Network,
     params: Parameters,
     guide: Option<f32>,
+    device: Option<Arc<dyn Device>>,
 }
 
 enum TrainingData {
@@ -228,7 +231,7 @@ impl Model {
             ModelConfig::Tiger(config) => Network::Tiger(Tiger::new(config, features.clone(), &vb)?),
             ModelConfig::Sasrec(config) => Network::Sasrec(SasRec::new(config, features.len(), &vb)?),
         };
-        Ok(Self { config: config.clone(), network, params, guide: None })
+        Ok(Self { config: config.clone(), network, params, guide: None, device: None })
     }
 
     /// Its configuration.
@@ -253,10 +256,16 @@ impl Model {
 
     /// The generative face, where it has one: packed weights of now.
     pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
-        let generative = match &self.network {
-            Network::Rqt(rqt) => Generative::new(PackedRqt::new(rqt)?, trie, width),
-            Network::Tiger(tiger) => Generative::new(PackedTiger::new(tiger)?, trie, width),
-            Network::Sasrec(_) => return Ok(None),
+        let generative = match (&self.network, &self.device) {
+            (Network::Rqt(rqt), None) => Generative::new(PackedRqt::new(rqt)?, trie, width),
+            (Network::Tiger(tiger), None) => Generative::new(PackedTiger::new(tiger)?, trie, width),
+            (Network::Rqt(rqt), Some(device)) => {
+                Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
+            }
+            (Network::Tiger(tiger), Some(device)) => {
+                Generative::new(DeviceGenerator::tiger(PackedTiger::new(tiger)?, device, Numbers::Bf16)?, trie, width)
+            }
+            (Network::Sasrec(_), _) => return Ok(None),
         };
         Ok(Some(match self.guide {
             Some(weight) => generative.with_guide(weight),
@@ -280,6 +289,18 @@ impl Model {
             self.guide = Some(weight);
         }
         Ok(self)
+    }
+
+    /// Generates on `device`, where there is one.
+    #[must_use]
+    pub fn on(mut self, device: Option<Arc<dyn Device>>) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// What it generates on, `None` for the processor.
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        self.device.as_ref()
     }
 
     /// Trains on `split`; at the end the parameters are the best ones unless it was interrupted.
