@@ -2,6 +2,7 @@
 
 mod cold_start;
 mod eval;
+mod gpu_selftest;
 mod serve;
 mod train;
 
@@ -9,6 +10,7 @@ use crate::bench::BenchCommand;
 use crate::catalogue::{Catalogue, require_empty};
 use crate::demo::DemoConfig;
 use crate::error::{Fault, fault};
+use crate::gpu::{self, DeviceChoice};
 use crate::interrupt::Interrupt;
 use crate::jobs::demo::DemoJob;
 use crate::jobs::train::Trained;
@@ -89,6 +91,11 @@ enum Command {
         after_help = "Examples:\n  sidrec bench serve --run weights/demo/run --catalogue weights/demo/catalogue\n  sidrec bench serve --run run --catalogue catalogue --histories interactions.csv --json"
     )]
     Bench(BenchCommand),
+    /// Kernels compiled, compared with their twins and timed on the GPU
+    #[command(
+        after_help = "Examples:\n  sidrec gpu-selftest --json\n  sidrec gpu-selftest --compile-only      # with SIDREC_NVRTC=FOLDER where NVRTC is not on the loader's path"
+    )]
+    GpuSelftest(gpu_selftest::SelfTestArgs),
     /// A trained model and its catalogue, small enough to hand on
     #[command(
         after_help = "Examples:\n  sidrec pack --run run --catalogue catalogue --out weights/shop\n  sidrec pack --run run --catalogue catalogue --out weights/shop --without-titles"
@@ -265,6 +272,9 @@ struct RunArgs {
     /// Share of all places that new items get, 0 to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
     new_share: Option<f64>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
+    device: DeviceChoice,
 }
 
 impl RunArgs {
@@ -273,6 +283,7 @@ impl RunArgs {
         let model = model.with_guide(self.guide).map_err(|e| fault(Fault::Usage, format!("--guide: {e}")))?;
         let model =
             model.with_new_share(self.new_share).map_err(|e| fault(Fault::Usage, format!("--new-share: {e}")))?;
+        let model = model.on(gpu::device(self.device)?);
         Ok(Trained { model, seed })
     }
 }
@@ -310,6 +321,7 @@ impl Cli {
             Command::Recommend(args) => recommend_all(&args),
             Command::Serve(args) => serve::serve(*args),
             Command::Bench(command) => crate::bench::run(command),
+            Command::GpuSelftest(args) => gpu_selftest::gpu_selftest(&args),
             Command::Pack(args) => pack::pack(&args.run, &args.catalogue, &args.out, !args.without_titles),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

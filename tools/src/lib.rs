@@ -2,7 +2,8 @@
 //!
 //! Rooms, in the order data flows: [`table`] (files in and out), [`demo`] (the generated catalogue), [`catalogue`]
 //! (items with their IDs, checked as one), [`models`] (every trainable model by name), [`jobs`], [`report`] (tables
-//! and the page), [`serve`] (the retrieval server), [`cli`].
+//! and the page), [`serve`] (the retrieval server), [`gpu`] (where models
+//! compute), [`cli`].
 
 mod bench;
 pub mod catalogue;
@@ -12,6 +13,7 @@ pub mod config;
 pub mod content;
 pub mod demo;
 pub mod error;
+pub mod gpu;
 pub mod interrupt;
 pub mod jobs;
 pub mod models;

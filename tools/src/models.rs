@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use beam::Trie;
+use beam::cuda::{Device, Numbers};
 use rqvae::{Decay, ItemIdx};
+use seqmodel::cuda::DeviceGenerator;
 use seqmodel::data::{Window, windows};
-use seqmodel::dense::{
-    SasRec, SasRecConfig, SasRecLoss, SasRecRetriever, TwoTower, TwoTowerConfig, TwoTowerRetriever,
-};
+use seqmodel::dense::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever, TwoTower, TwoTowerConfig, TwoTowerRetriever};
 use seqmodel::hybrid::{Hybrid, HybridConfig, HybridRetriever};
 use seqmodel::nn::Parameters;
 use seqmodel::retrieve::Retriever;
@@ -247,6 +247,7 @@ pub struct Model {
     params: Parameters,
     guide: Option<f32>,
     new_share: Option<f64>,
+    device: Option<Arc<dyn Device>>,
 }
 
 enum TrainingData {
@@ -274,7 +275,7 @@ impl Model {
             ModelConfig::TwoTower(config) => Network::TwoTower(TwoTower::new(config, features.clone(), &vb)?),
             ModelConfig::Hybrid(config) => Network::Hybrid(Hybrid::new(config, features.clone(), &vb)?),
         };
-        Ok(Self { config: config.clone(), network, params, guide: None, new_share: None })
+        Ok(Self { config: config.clone(), network, params, guide: None, new_share: None, device: None })
     }
 
     /// Its configuration.
@@ -333,10 +334,16 @@ impl Model {
 
     /// The generative face, where it has one: packed weights of now.
     pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
-        let generative = match &self.network {
-            Network::Rqt(rqt) => Generative::new(PackedRqt::new(rqt)?, trie, width),
-            Network::Tiger(tiger) => Generative::new(PackedTiger::new(tiger)?, trie, width),
-            Network::Sasrec(_) | Network::TwoTower(_) | Network::Hybrid(_) => return Ok(None),
+        let generative = match (&self.network, &self.device) {
+            (Network::Rqt(rqt), None) => Generative::new(PackedRqt::new(rqt)?, trie, width),
+            (Network::Tiger(tiger), None) => Generative::new(PackedTiger::new(tiger)?, trie, width),
+            (Network::Rqt(rqt), Some(device)) => {
+                Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
+            }
+            (Network::Tiger(tiger), Some(device)) => {
+                Generative::new(DeviceGenerator::tiger(PackedTiger::new(tiger)?, device, Numbers::Bf16)?, trie, width)
+            }
+            (Network::Sasrec(_) | Network::TwoTower(_) | Network::Hybrid(_), _) => return Ok(None),
         };
         Ok(Some(match self.guide {
             Some(weight) => generative.with_guide(weight),
@@ -360,6 +367,18 @@ impl Model {
             self.guide = Some(weight);
         }
         Ok(self)
+    }
+
+    /// Generates on `device`, where there is one.
+    #[must_use]
+    pub fn on(mut self, device: Option<Arc<dyn Device>>) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// What it generates on, `None` for the processor.
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        self.device.as_ref()
     }
 
     /// Trains on `split`; at the end the parameters are the best ones unless it was interrupted.

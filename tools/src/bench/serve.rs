@@ -4,6 +4,7 @@ use super::line::{BenchLine, peak_rss_bytes, quantile_ms};
 use super::load::{Seen, closed_loop, open_loop};
 use crate::cli::json_line;
 use crate::error::{Fault, fault};
+use crate::gpu::DeviceChoice;
 use crate::progress::Stage;
 use crate::serve::engine::Ask;
 use crate::serve::limits::Limits;
@@ -118,7 +119,8 @@ fn row(seen: &Seen, share: f64, rate: f64) -> Value {
 
 pub(super) fn run(args: &ServeBenchArgs) -> Result<()> {
     let limits = Limits { timeout_ms: 10_000, ..Limits::default() };
-    let source = Source { run: args.run.clone(), catalogue: args.catalogue.clone(), guide: None };
+    let source =
+        Source { run: args.run.clone(), catalogue: args.catalogue.clone(), guide: None, device: DeviceChoice::Cpu };
     let stage = Stage::new("load", 0);
     let version = Version::load(&source)?;
     let load_seconds = stage.done(&format!("{} items", version.catalogue.trie.items_total()));

@@ -1,6 +1,7 @@
 //! `sidrec serve`.
 
 use crate::error::{Fault, cannot_create, fault, input_missing};
+use crate::gpu::DeviceChoice;
 use crate::progress::Stage;
 use crate::serve::limits::Limits;
 use crate::serve::metrics::Metrics;
@@ -30,6 +31,9 @@ pub(super) struct ServeArgs {
     /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
     guide: Option<f32>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
+    device: DeviceChoice,
     /// File with the token that requests must bring; the variable SIDREC_TOKEN does as well
     #[arg(long, value_name = "FILE", env = "SIDREC_TOKEN_FILE")]
     token_file: Option<PathBuf>,
@@ -71,7 +75,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<()> {
     };
     check_address(args.addr, &tokens, args.allow_unauthenticated)?;
     let metrics = Arc::new(Metrics::default());
-    let source = Source { run: args.run, catalogue: args.catalogue, guide: args.guide.map(f32::to_bits) };
+    let source =
+        Source { run: args.run, catalogue: args.catalogue, guide: args.guide.map(f32::to_bits), device: args.device };
     let stage = Stage::new("load", 0);
     let version = Version::load(&source)?;
     let items = version.catalogue.trie.items_total();

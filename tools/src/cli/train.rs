@@ -4,23 +4,14 @@ use super::{json_line, print};
 use crate::catalogue::Catalogue;
 use crate::config::Layers;
 use crate::error::{Fault, fault};
+use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::jobs::train;
 use crate::models::RunConfig;
 use crate::table::{ReadOptions, read_interactions};
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::path::PathBuf;
-
-/// Where to compute.
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Device {
-    /// The fastest that this build and machine have
-    Auto,
-    Cpu,
-    /// A GPU, or an error where that cannot be
-    Cuda,
-}
 
 #[derive(Args)]
 pub(super) struct TrainArgs {
@@ -56,7 +47,7 @@ pub(super) struct TrainArgs {
     resume: bool,
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
-    device: Device,
+    device: DeviceChoice,
     /// Print every value with its origin and stop
     #[arg(long)]
     print_config: bool,
@@ -82,7 +73,7 @@ pub(super) fn train_model(args: &TrainArgs) -> Result<()> {
     if args.print_config {
         return print(&layers.print());
     }
-    if args.device == Device::Cuda {
+    if args.device == DeviceChoice::Cuda {
         return Err(fault(Fault::Usage, "--device cuda: this build trains on the CPU only; use --device auto or cpu"));
     }
     let catalogue = Catalogue::open(&args.catalogue)?;

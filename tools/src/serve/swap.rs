@@ -73,6 +73,7 @@ impl Versions {
                 run: run.unwrap_or_else(|| source.run.clone()),
                 catalogue: catalogue.unwrap_or_else(|| source.catalogue.clone()),
                 guide: source.guide,
+                device: source.device,
             };
             source.check_room(available_bytes())?;
             let mut next = Version::load(&source)?;

@@ -3,6 +3,7 @@
 use super::engine::{Ask, Engine, ModelEngine};
 use crate::catalogue::Catalogue;
 use crate::error::bad_data;
+use crate::gpu::{self, DeviceChoice};
 use crate::jobs::change_sids::{Changed, Extended, extend, retire};
 use crate::jobs::counts::TrainCounts;
 use crate::jobs::{build_sids, train};
@@ -23,6 +24,8 @@ pub struct Source {
     pub catalogue: PathBuf,
     /// Weight of the dense head in the search, as a string of its bits; `None`: the model's own.
     pub guide: Option<u32>,
+    /// Where it computes.
+    pub device: DeviceChoice,
 }
 
 impl Source {
@@ -105,6 +108,8 @@ pub struct Version {
     pub dir: PathBuf,
     /// Answers.
     pub engine: Box<dyn Engine>,
+    /// Where it computes: `cpu`, or the name of a GPU.
+    pub device: String,
     /// Newest items of a history that the model reads.
     pub history_cap: usize,
     /// Shown where there is no history, with log shares; empty where the run does not know.
@@ -134,7 +139,7 @@ impl Version {
         let dir = source.catalogue_now()?;
         let catalogue = Catalogue::open(&dir)?;
         let guide = source.guide.map(f32::from_bits);
-        let model = train::load(&source.run, &catalogue)?.model.with_guide(guide)?;
+        let model = train::load(&source.run, &catalogue)?.model.with_guide(guide)?.on(gpu::device(source.device)?);
         let counts = TrainCounts::read(&source.run, &catalogue)?;
         let checkpoints = CheckpointDir::open(&source.run);
         let weights = match checkpoints.best()? {
@@ -164,6 +169,7 @@ impl Version {
             model_version,
             index_version: catalogue.version(),
             popular: popular.map(|(item, share)| (item, share.ln() as f32)).collect(),
+            device: model.device().map_or_else(|| "cpu".into(), |device| device.name()),
             history_cap: model.config().history_cap(),
             catalogue,
             dir,
@@ -184,6 +190,7 @@ impl Version {
             catalogue,
             dir: PathBuf::new(),
             engine,
+            device: "cpu".into(),
             history_cap: 20,
             popular: Vec::new(),
             counts: None,

@@ -284,7 +284,12 @@ fn many_items() {
     let interactions = read_interactions(&history, &catalogue.keys, &ReadOptions::default()).unwrap();
     let mut config = RunConfig::preset("tiger", "quick").unwrap();
     config.train.max_epochs = 1;
-    let source = Source { run: dir.path().join("run"), catalogue: dir.path().join("catalogue"), guide: None };
+    let source = Source {
+        run: dir.path().join("run"),
+        catalogue: dir.path().join("catalogue"),
+        guide: None,
+        device: tools::gpu::DeviceChoice::Cpu,
+    };
     let interrupt = tools::interrupt::Interrupt::install().unwrap();
     train::run(&config, &catalogue, &interactions, &source.run, false, &interrupt).unwrap();
     catalogue.write_packed(&source.catalogue, false).unwrap();

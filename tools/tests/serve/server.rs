@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tools::catalogue::Catalogue;
 use tools::demo::{DemoConfig, generate};
+use tools::gpu::DeviceChoice;
 use tools::interrupt::Interrupt;
 use tools::jobs::build_sids::{Content, build};
 use tools::jobs::train;
@@ -57,7 +58,12 @@ impl Lab {
     }
 
     pub(crate) fn source(&self, name: &str) -> Source {
-        Source { run: self.path(name).join("run"), catalogue: self.path(name).join("catalogue"), guide: None }
+        Source {
+            run: self.path(name).join("run"),
+            catalogue: self.path(name).join("catalogue"),
+            guide: None,
+            device: DeviceChoice::Cpu,
+        }
     }
 
     pub(crate) fn catalogue(&self) -> Catalogue {

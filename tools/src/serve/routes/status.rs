@@ -29,7 +29,7 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         method: catalogue.origin.method.clone(),
         encoder: catalogue.origin.encoder.clone(),
         history_cap: version.history_cap,
-        device: "cpu".into(),
+        device: version.device.clone(),
         uptime_seconds: app.started.elapsed().as_secs_f64(),
         limits: app.limits.clone(),
     })

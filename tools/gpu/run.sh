@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs on the machine with the GPU, in the folder that pack.sh made: self-test, sanitizer, and the searches of a small
+# model, within SECONDS_LEFT (560) seconds. Results go to OUT (results/): JSON, logs, nothing above 16 MB.
+set -uo pipefail
+cd "$(dirname "$0")"
+out=${OUT:-results}
+end=$((SECONDS + ${SECONDS_LEFT:-560}))
+mkdir -p "$out"
+left() { echo $((end - SECONDS)); }
+[ -x sidrec ] || xz -dk sidrec.xz && chmod +x sidrec
+
+# CUDA 13 libraries: the toolkit's, or those of the Python packages.
+for folder in /usr/local/cuda/lib64 /usr/local/cuda-13*/targets/*/lib \
+    $(python3 -c 'import site, glob, os
+for s in site.getsitepackages(): print(*glob.glob(os.path.join(s, "nvidia", "*", "lib")))' 2>/dev/null); do
+    [ -d "$folder" ] && LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+done
+export LD_LIBRARY_PATH
+{
+    date -u; cat commit; nvidia-smi; ldd --version | head -1; ldd ./sidrec; echo "$LD_LIBRARY_PATH" | tr : '\n'
+} > "$out/machine.txt" 2>&1
+
+timeout "$(left)" ./sidrec gpu-selftest --time-limit $(($(left) * 2 / 3)) > "$out/selftest.json" 2> "$out/selftest.log"
+echo "self-test: exit code $?" | tee -a "$out/summary.txt"
+
+if command -v compute-sanitizer > /dev/null && [ "$(left)" -gt 60 ]; then
+    for tool in memcheck racecheck; do
+        timeout $(($(left) / 3)) compute-sanitizer --tool $tool --error-exitcode 9 \
+            ./sidrec gpu-selftest --time-limit 0 > "$out/$tool.json" 2> "$out/$tool.log"
+        echo "$tool: exit code $?" | tee -a "$out/summary.txt"
+    done
+fi
+
+if [ -d data ] && [ "$(left)" -gt 120 ]; then
+    items=$(ls data/items.*) interactions=$(ls data/interactions.*)
+    ./sidrec sids build --items $items --out catalogue > "$out/sids.json" 2> "$out/sids.log"
+    timeout "$(left)" ./sidrec train --catalogue catalogue --interactions $interactions --model tiger --preset quick \
+        --time-limit 60 --out run > "$out/train.json" 2> "$out/train.log"
+    for device in cuda cpu; do
+        timeout "$(left)" ./sidrec eval --run run --catalogue catalogue --interactions $interactions --device $device \
+            --report "$out/eval-$device.json" > /dev/null 2> "$out/eval-$device.log"
+        echo "eval on $device: exit code $?" | tee -a "$out/summary.txt"
+    done
+fi
+cat "$out/summary.txt"
