@@ -6,8 +6,12 @@ use rayon::prelude::*;
 const ROWS: usize = 4;
 
 /// Threads for each of `requests` with so many rows.
+///
+/// A caller outside the pool would sleep and be woken for every part of a layer, which costs more than it gains wherever
+/// cores are busy: its requests stay whole. Inside, a part that nobody takes is done by the caller.
 pub(crate) fn threads(requests: usize, rows: usize) -> usize {
-    (rayon::current_num_threads() / requests.max(1)).min(rows / ROWS).max(1)
+    let threads = if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { 1 };
+    (threads / requests.max(1)).min(rows / ROWS).max(1)
 }
 
 /// Each part on a thread of its own; a single one here.
