@@ -3,6 +3,7 @@
 use super::{RunArgs, json_line};
 use crate::catalogue::Catalogue;
 use crate::error::{Fault, fault};
+use crate::gpu::DeviceChoice;
 use crate::jobs::baselines;
 use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
 use crate::progress::Stage;
@@ -51,6 +52,9 @@ pub(super) struct EvalArgs {
     /// Share of all places that new items get, 0 to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
     new_share: Option<f64>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
+    device: DeviceChoice,
     /// Interactions: user_id, item_id, timestamp or position
     #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
     interactions: PathBuf,
@@ -119,6 +123,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         beam: args.beam,
         guide: args.guide,
         new_share: args.new_share,
+        device: args.device,
     };
     let trained = run.load(&catalogue)?;
     let width = args.beam as usize;

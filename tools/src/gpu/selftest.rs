@@ -108,7 +108,7 @@ fn draw(seed: u64, at: u64) -> u64 {
 
 /// `items` IDs of `levels` codes below `size`.
 fn trie(items: usize, levels: usize, size: u32, seed: u64) -> Result<Trie> {
-    let spec = SidSpec { codebook_sizes: vec![size as usize; levels], suffix_size: None };
+    let spec = SidSpec { codebook_sizes: vec![size; levels], suffix_size: None };
     let codes = (0..items * levels).map(|at| (draw(seed, at as u64) % u64::from(size)) as Code).collect();
     Ok(Trie::build(&SidTable::new(spec, codes)?)?)
 }
