@@ -352,6 +352,19 @@ fn the_same_seed_gives_the_same_bits_and_the_loss_falls() {
 }
 
 #[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| train(&TrainConfig { max_epochs: 2, batch_size: 60, ..short() }, None, false, None))
+    };
+    let (_, weights, records) = on(1);
+    for threads in [2, 5] {
+        let (_, again, same) = on(threads);
+        assert!(weights == again && records == same, "{threads} threads");
+    }
+}
+
+#[test]
 fn a_run_cut_anywhere_resumes_to_the_same_bits() {
     let averaged = TrainConfig { ema_decay: 0.9, micro_batch: 3, ..short() };
     let (_, plain, _) = train(&short(), None, false, None);
