@@ -3,8 +3,9 @@
 //! Rooms, in the order data flows: [`table`] (files in and out), [`demo`] (the generated catalogue), [`catalogue`]
 //! (items with their IDs, checked as one), [`models`] (every trainable model by name), [`jobs`], [`report`] (tables
 //! and the page), [`serve`] (the retrieval server), [`gpu`] (where models
-//! compute), [`cli`].
+//! compute), [`cli`]; [`allocator`] is the program's.
 
+pub mod allocator;
 mod bench;
 pub mod catalogue;
 pub mod cli;

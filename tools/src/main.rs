@@ -4,6 +4,9 @@ use clap::Parser;
 use std::process::ExitCode;
 use tools::cli::Cli;
 
+#[global_allocator]
+static ALLOCATOR: tools::allocator::Shelves = tools::allocator::Shelves;
+
 fn main() -> ExitCode {
     one_pool();
     tracing_subscriber::fmt()

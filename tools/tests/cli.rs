@@ -142,9 +142,11 @@ fn the_line_by_hand_with_resume_and_determinism() {
     assert_eq!(metrics("run"), metrics("run2"));
     assert_eq!(weights("run"), weights("run2"));
     shop.fails(&train("run", &[]), 73, &["run", "not empty"]);
-    kill_and_resume(&shop, "run3");
-    assert_eq!(metrics("run"), metrics("run3"));
-    assert_eq!(weights("run"), weights("run3"));
+    for (run, signal) in [("run3", "-KILL"), ("run4", "-TERM")] {
+        kill_and_resume(&shop, run, signal);
+        assert_eq!(metrics("run"), metrics(run));
+        assert_eq!(weights("run"), weights(run));
+    }
     shop.fails(&train("run", &["--resume", "--set", "train.batch_size=32"]), 1, &["configuration"]);
 
     let eval = ["eval", "--run", "run", "--catalogue", "catalogue", "--interactions", "shop/interactions.csv"];
@@ -166,22 +168,31 @@ fn the_line_by_hand_with_resume_and_determinism() {
     bad_runs(&shop, &eval);
 }
 
-/// Starts a run, kills it after its first checkpoint, and resumes it to the end.
-fn kill_and_resume(shop: &Shop, run: &str) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sidrec"))
-        .args(train(run, &[]))
-        .current_dir(shop.dir.path())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+/// Starts a run, signals it after its first checkpoint, and three times more as it resumes, somewhere; then lets it end.
+fn kill_and_resume(shop: &Shop, run: &str, signal: &str) {
     let latest = shop.path(run).join("latest");
-    while !latest.exists() && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    for round in 0..4u64 {
+        let more: &[&str] = if round == 0 { &[] } else { &["--resume"] };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sidrec"))
+            .args(train(run, more))
+            .current_dir(shop.dir.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !latest.exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        if round > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(rqvae::mix(round) % 400));
+        }
+        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        let code = child.wait().unwrap().code();
+        // Killed; or interrupted after a clean checkpoint, unless it had not come to watch for signals yet, or was done.
+        let fine: &[Option<i32>] = if signal == "-KILL" { &[None, Some(0)] } else { &[Some(143), None, Some(0)] };
+        assert!(fine.contains(&code), "{signal}: {code:?}");
+        assert!(latest.exists() && (round > 0 || signal == "-KILL" || code == Some(143)), "{signal}: {code:?}");
     }
-    let _ = child.kill();
-    child.wait().unwrap();
-    assert!(latest.exists());
     shop.ok(&train(run, &["--resume"]));
 }
 

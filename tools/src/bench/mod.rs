@@ -3,6 +3,7 @@
 mod line;
 mod load;
 mod serve;
+mod train;
 
 pub(crate) use line::peak_rss_bytes;
 
@@ -17,10 +18,16 @@ pub(crate) enum BenchCommand {
         after_help = "Examples:\n  sidrec bench serve --run weights/demo/run --catalogue weights/demo/catalogue\n  sidrec bench serve --run run --catalogue catalogue --histories interactions.csv --seconds 60 --json"
     )]
     Serve(serve::ServeBenchArgs),
+    /// Training steps on made-up data of the shape of Amazon Beauty, or on a catalogue
+    #[command(
+        after_help = "Examples:\n  sidrec bench train --model tiger --batch 256\n  sidrec bench train --model rqt --catalogue catalogue --interactions interactions.csv --seconds 60 --json"
+    )]
+    Train(train::TrainBenchArgs),
 }
 
 pub(crate) fn run(command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Serve(args) => serve::run(&args),
+        BenchCommand::Train(args) => train::run(&args),
     }
 }

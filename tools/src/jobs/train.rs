@@ -20,6 +20,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Beams used in validation.
 const VALIDATION_BEAM: usize = 30;
@@ -82,6 +83,7 @@ pub fn fit(
         sids: catalogue.sids.digest(),
     };
     let toml = toml::to_string_pretty(&config.model)?;
+    let _kept = crate::allocator::keep_blocks();
     model.train(
         &config.train,
         split,
@@ -100,6 +102,10 @@ pub struct Recorder<'a> {
     epochs: u64,
     epoch: u64,
     last: String,
+    began: Instant,
+    /// Steps seen, and samples of a full batch.
+    steps: u64,
+    batch: usize,
     /// All records so far.
     pub records: Vec<EpochRecord>,
     sink: Option<&'a mut dyn Write>,
@@ -109,7 +115,15 @@ impl<'a> Recorder<'a> {
     /// A stage called `name` of `epochs` epochs; records also go to `sink` as JSON lines.
     pub fn new(name: &str, epochs: u64, sink: Option<&'a mut dyn Write>) -> Self {
         let stage = Stage::new(name, 1000 * epochs);
-        Self { stage, epochs, epoch: 0, last: String::new(), records: Vec::new(), sink }
+        let (last, records) = (String::new(), Vec::new());
+        Self { stage, epochs, epoch: 0, last, began: Instant::now(), steps: 0, batch: 0, records, sink }
+    }
+
+    /// Also tells samples per second, for batches of `size`.
+    #[must_use]
+    pub fn with_batch(mut self, size: usize) -> Self {
+        self.batch = size;
+        self
     }
 
     /// Ends the stage; returns its seconds and the records.
@@ -121,7 +135,15 @@ impl<'a> Recorder<'a> {
 impl Observer for Recorder<'_> {
     fn step(&mut self, done: u64, of: u64, loss: f64) {
         let at = self.epoch * 1000 + 1000 * done / of.max(1);
-        let message = format!("epoch {}/{} loss {loss:.3} {}", self.epoch + 1, self.epochs, self.last);
+        self.steps += 1;
+        let rate = self.steps as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
+        let left = ((self.epochs - self.epoch.min(self.epochs)) * of).saturating_sub(done) as f64 / rate;
+        let speed = match self.batch {
+            0 => String::new(),
+            batch => format!("{:.0} examples/s ", rate * batch as f64),
+        };
+        let (epoch, left) = (self.epoch + 1, duration(left));
+        let message = format!("epoch {epoch}/{} loss {loss:.3} {speed}{left} left at most {}", self.epochs, self.last);
         self.stage.at(at, 1000 * self.epochs, &message);
     }
 
@@ -141,6 +163,16 @@ impl Observer for Recorder<'_> {
         }
         self.records.push(record.clone());
         Ok(())
+    }
+}
+
+/// A duration for people: the two largest units.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
     }
 }
 
@@ -171,7 +203,8 @@ pub fn run(
     let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
     let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
     let name = format!("train {}", config.model.name());
-    let mut recorder = Recorder::new(&name, config.train.max_epochs, Some(&mut metrics));
+    let mut recorder =
+        Recorder::new(&name, config.train.max_epochs, Some(&mut metrics)).with_batch(config.train.batch_size);
     let split = LeaveOneOut::new(&interactions.histories);
     TrainCounts::of(&split, catalogue.keys.len()).write(out)?;
     let outcome = fit(&model, config, catalogue, &split, Some(&checkpoints), resume, &mut recorder, &|| {
@@ -192,13 +225,19 @@ pub fn run(
     Ok(outcome)
 }
 
-/// One trainer per directory; the lock goes with the process.
+/// One trainer per directory; the lock goes with the process, whose number it tells.
 fn lock(out: &Path) -> Result<File> {
     let path = out.join(".lock");
-    let file =
+    let mut file =
         OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| cannot_create(&path, e))?;
-    let free = FileExt::try_lock_exclusive(&file).map_err(|e| cannot_create(&path, e))?;
-    if free { Ok(file) } else { Err(cannot_create(out, "another trainer is at work in this directory")) }
+    if !FileExt::try_lock_exclusive(&file).map_err(|e| cannot_create(&path, e))? {
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        let holder = if holder.trim().is_empty() { "of unknown number" } else { holder.trim() };
+        return Err(cannot_create(out, format!("another trainer, process {holder}, is at work in this directory")));
+    }
+    let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+    written.map_err(|e| cannot_create(&path, e))?;
+    Ok(file)
 }
 
 /// Removes records of epochs after the checkpoint that a resumed run starts from: they will be written again.
@@ -306,4 +345,27 @@ fn field(state: &serde_json::Value, name: &str) -> String {
 
 fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_trainers_do_not_share_a_directory_and_a_dead_one_leaves_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lock(folder.path()).unwrap();
+        let error = lock(folder.path()).unwrap_err();
+        assert_eq!(crate::error::exit_code(&error), 73);
+        assert!(format!("{error:#}").contains(&format!("process {}", std::process::id())), "{error:#}");
+        drop(first);
+        // What a killed process leaves: the file, without the lock.
+        fs::write(folder.path().join(".lock"), "4000000").unwrap();
+        lock(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!([59.4, 61.0, 7260.0].map(duration), ["59 s", "1 min 1 s", "2 h 1 min"]);
+    }
 }
