@@ -21,9 +21,10 @@ use crate::table::{
     Interactions, Items, ReadOptions, find_in, read_histories, read_interactions, read_items, write_vectors,
 };
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use cold_start::ColdStartArgs;
 use eval::{EvalArgs, eval};
+use seqmodel::Precision;
 use serve::ServeArgs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -275,6 +276,30 @@ struct RunArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
     device: DeviceChoice,
+    /// How the search keeps the weights of its decoder
+    #[arg(long, value_enum, default_value = "f32", env = "SIDREC_WEIGHTS")]
+    weights: WeightsArg,
+}
+
+/// Bits of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsArg {
+    /// As trained, four bytes
+    F32,
+    /// Two bytes
+    Bf16,
+    /// One byte and a scale per output
+    Int8,
+}
+
+impl WeightsArg {
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+            Self::Int8 => Precision::Int8,
+        }
+    }
 }
 
 impl RunArgs {
@@ -284,7 +309,7 @@ impl RunArgs {
         let model =
             model.with_new_share(self.new_share).map_err(|e| fault(Fault::Usage, format!("--new-share: {e}")))?;
         let model = model.on(gpu::device(self.device)?);
-        Ok(Trained { model, seed })
+        Ok(Trained { model: model.with_weights(self.weights.precision()), seed })
     }
 }
 
@@ -416,6 +441,13 @@ fn recommend_all(args: &RecommendArgs) -> Result<()> {
     let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
     let (k, beam) = (args.k as usize, args.run.beam as usize);
     let interrupt = Interrupt::install()?;
-    let asked = recommend::Asked { k, beam, run: &args.run.run, guide: args.run.guide, new_share: args.run.new_share };
+    let asked = recommend::Asked {
+        k,
+        beam,
+        run: &args.run.run,
+        guide: args.run.guide,
+        new_share: args.run.new_share,
+        weights: args.run.weights.precision(),
+    };
     recommend::recommend_to(&args.out, &trained.model, &catalogue, &histories, &asked, &|| interrupt.signal())
 }

@@ -14,7 +14,7 @@ use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
 use seqmodel::tiger::{PackedTiger, Sample, Tiger, TigerConfig, samples};
 use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
 use seqmodel::{
-    Generative, HybridObjective, ItemFeatures, LeaveOneOut, RqtObjective, SasRecObjective, TigerObjective,
+    Generative, HybridObjective, ItemFeatures, LeaveOneOut, Precision, RqtObjective, SasRecObjective, TigerObjective,
     TwoTowerObjective,
 };
 use serde::{Deserialize, Serialize};
@@ -248,6 +248,7 @@ pub struct Model {
     guide: Option<f32>,
     new_share: Option<f64>,
     device: Option<Arc<dyn Device>>,
+    weights: Precision,
 }
 
 enum TrainingData {
@@ -275,7 +276,15 @@ impl Model {
             ModelConfig::TwoTower(config) => Network::TwoTower(TwoTower::new(config, features.clone(), &vb)?),
             ModelConfig::Hybrid(config) => Network::Hybrid(Hybrid::new(config, features.clone(), &vb)?),
         };
-        Ok(Self { config: config.clone(), network, params, guide: None, new_share: None, device: None })
+        Ok(Self {
+            config: config.clone(),
+            network,
+            params,
+            guide: None,
+            new_share: None,
+            device: None,
+            weights: Precision::F32,
+        })
     }
 
     /// Its configuration.
@@ -335,8 +344,8 @@ impl Model {
     /// The generative face, where it has one: packed weights of now.
     pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
         let generative = match (&self.network, &self.device) {
-            (Network::Rqt(rqt), None) => Generative::new(PackedRqt::new(rqt)?, trie, width),
-            (Network::Tiger(tiger), None) => Generative::new(PackedTiger::new(tiger)?, trie, width),
+            (Network::Rqt(rqt), None) => Generative::new(PackedRqt::stored_as(rqt, self.weights)?, trie, width),
+            (Network::Tiger(tiger), None) => Generative::new(PackedTiger::stored_as(tiger, self.weights)?, trie, width),
             (Network::Rqt(rqt), Some(device)) => {
                 Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
             }
@@ -349,6 +358,13 @@ impl Model {
             Some(weight) => generative.with_guide(weight),
             None => generative,
         }))
+    }
+
+    /// Searches with packed weights of this precision; training keeps its own.
+    #[must_use]
+    pub fn with_weights(mut self, weights: Precision) -> Self {
+        self.weights = weights;
+        self
     }
 
     /// Searches with another weight of guidance than the configured one, where one is given.

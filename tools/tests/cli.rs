@@ -79,6 +79,8 @@ fn every_command_has_help_with_two_examples() {
         "recommend",
         "serve",
         "bench serve",
+        "bench trie",
+        "bench beam",
         "pack",
         "completions",
     ] {

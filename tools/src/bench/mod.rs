@@ -1,9 +1,11 @@
 //! Benches that a user runs on their own machine: one JSON line each, both sides measured in the same run.
 
+mod beam;
 mod line;
 mod load;
 mod serve;
 mod train;
+mod trie;
 
 pub(crate) use line::peak_rss_bytes;
 
@@ -23,11 +25,23 @@ pub(crate) enum BenchCommand {
         after_help = "Examples:\n  sidrec bench train --model tiger --batch 256\n  sidrec bench train --model rqt --catalogue catalogue --interactions interactions.csv --seconds 60 --json"
     )]
     Train(train::TrainBenchArgs),
+    /// An index of made-up IDs: bytes an item, seconds to build and to open
+    #[command(
+        after_help = "Examples:\n  sidrec bench trie --items 10000000 --levels 4 --codebook-size 2048\n  sidrec bench trie --items 100000 --rounds 20 --json"
+    )]
+    Trie(trie::TrieBenchArgs),
+    /// A search: milliseconds of the model, the constraint and the selection
+    #[command(
+        after_help = "Examples:\n  sidrec bench beam --batch 16 --beam 50\n  sidrec bench beam --beam 10 --run weights/demo/run --catalogue weights/demo/catalogue --weights int8 --json"
+    )]
+    Beam(Box<beam::BeamBenchArgs>),
 }
 
 pub(crate) fn run(command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Train(args) => train::run(&args),
+        BenchCommand::Trie(args) => trie::run(&args),
+        BenchCommand::Beam(args) => beam::run(&args),
     }
 }
