@@ -9,7 +9,7 @@ use std::fs;
 ///
 /// # Panics
 /// When what was opened is not sound.
-pub fn run(data: &[u8]) -> bool {
+pub(crate) fn run(data: &[u8]) -> bool {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("index");
     fs::write(&path, data).expect("room on the disk");
@@ -42,7 +42,7 @@ fn walk(trie: &Trie, path: &mut Vec<Code>, node: u32, leaves: &mut usize) {
 }
 
 /// The same file under the digest of what it holds; `None` where there is no header to put it in.
-pub fn repaired(data: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn repaired(data: &[u8]) -> Option<Vec<u8>> {
     let length = usize::try_from(u64::from_le_bytes(data.get(..8)?.try_into().ok()?)).ok()?;
     let text = data.get(8..length.checked_add(8)?)?;
     let arena = &data[8 + length..];

@@ -20,7 +20,7 @@ impl Bytes<'_> {
 ///
 /// # Panics
 /// When a search differs from brute force.
-pub fn run(data: &[u8]) -> bool {
+pub(crate) fn run(data: &[u8]) -> bool {
     case(&mut Bytes(data.iter())).is_some()
 }
 
