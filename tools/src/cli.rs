@@ -264,6 +264,13 @@ struct RunArgs {
     /// Catalogue directory
     #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
     catalogue: PathBuf,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+/// How a trained model is asked.
+#[derive(Args)]
+struct AskArgs {
     /// Beams of the search
     #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(1..=1024))]
     beam: u32,
@@ -302,9 +309,10 @@ impl WeightsArg {
     }
 }
 
-impl RunArgs {
-    fn load(&self, catalogue: &Catalogue) -> Result<Trained> {
-        let Trained { model, seed } = crate::jobs::train::load(&self.run, catalogue)?;
+impl AskArgs {
+    /// The model of `run` as it shall be asked.
+    fn load(&self, run: &Path, catalogue: &Catalogue) -> Result<Trained> {
+        let Trained { model, seed } = crate::jobs::train::load(run, catalogue)?;
         let model = model.with_guide(self.guide).map_err(|e| fault(Fault::Usage, format!("--guide: {e}")))?;
         let model =
             model.with_new_share(self.new_share).map_err(|e| fault(Fault::Usage, format!("--new-share: {e}")))?;
@@ -437,17 +445,18 @@ fn recommend_all(args: &RecommendArgs) -> Result<()> {
         return Err(fault(Fault::Usage, format!("--out {}: expected .parquet, .csv or .jsonl", args.out.display())));
     }
     let catalogue = Catalogue::open(&args.run.catalogue)?;
-    let trained = args.run.load(&catalogue)?;
+    let ask = &args.run.ask;
+    let trained = ask.load(&args.run.run, &catalogue)?;
     let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
-    let (k, beam) = (args.k as usize, args.run.beam as usize);
+    let (k, beam) = (args.k as usize, ask.beam as usize);
     let interrupt = Interrupt::install()?;
     let asked = recommend::Asked {
         k,
         beam,
         run: &args.run.run,
-        guide: args.run.guide,
-        new_share: args.run.new_share,
-        weights: args.run.weights.precision(),
+        guide: ask.guide,
+        new_share: ask.new_share,
+        weights: ask.weights.precision(),
     };
     recommend::recommend_to(&args.out, &trained.model, &catalogue, &histories, &asked, &|| interrupt.signal())
 }

@@ -1,9 +1,8 @@
 //! `sidrec eval`.
 
-use super::{RunArgs, json_line};
+use super::{AskArgs, json_line};
 use crate::catalogue::Catalogue;
 use crate::error::{Fault, fault};
-use crate::gpu::DeviceChoice;
 use crate::jobs::baselines;
 use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
 use crate::progress::Stage;
@@ -43,18 +42,8 @@ pub(super) struct EvalArgs {
     /// Catalogue directory
     #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
     catalogue: PathBuf,
-    /// Beams of the search
-    #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    beam: u32,
-    /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
-    #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
-    guide: Option<f32>,
-    /// Share of all places that new items get, 0 to 1; without it, the model's own
-    #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
-    new_share: Option<f64>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    ask: AskArgs,
     /// Interactions: user_id, item_id, timestamp or position
     #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
     interactions: PathBuf,
@@ -117,16 +106,8 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         stage.done(&format!("{} histories", known.len()));
         return report(args, &catalogue, &interactions, retriever.as_ref(), &question);
     };
-    let run = RunArgs {
-        run: run.clone(),
-        catalogue: args.catalogue.clone(),
-        beam: args.beam,
-        guide: args.guide,
-        new_share: args.new_share,
-        device: args.device,
-    };
-    let trained = run.load(&catalogue)?;
-    let width = args.beam as usize;
+    let trained = args.ask.load(run, &catalogue)?;
+    let width = args.ask.beam as usize;
     let retriever = trained.model.retriever(&catalogue.trie, width, ties)?;
     if let Some(generative) = trained.model.generative(&catalogue.trie, width)? {
         question.score = generative.score_name()?;
