@@ -66,6 +66,9 @@ pub struct Collisions {
     pub max_group_before: usize,
     /// Items that moved to another code of the last level.
     pub moved: usize,
+    /// Share of the variance that the codes of the IDs leave unexplained, where items moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_error: Option<f64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -79,13 +79,14 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             return blamed.fault.exit_code();
         }
         if let Some(error) = cause.downcast_ref::<rqvae::Error>() {
-            use rqvae::Error::{BadVectors, Collisions, Corrupt, DigestMismatch, Io, WrongVersion};
+            use rqvae::Error::{BadVectors, Collisions, Corrupt, DigestMismatch, InvalidConfig, Io, WrongVersion};
             return match error {
                 BadVectors { .. }
                 | Collisions { .. }
                 | Corrupt { .. }
                 | DigestMismatch { .. }
                 | WrongVersion { .. } => Fault::BadData.exit_code(),
+                InvalidConfig { .. } => Fault::Usage.exit_code(),
                 Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Fault::InputMissing.exit_code(),
                 Io { .. } => Fault::Io.exit_code(),
                 _ => 1,

@@ -1,5 +1,6 @@
 //! The jobs behind the subcommands, as library functions.
 
+pub mod behavior;
 pub mod build_sids;
 pub mod change_sids;
 pub mod cold;
@@ -10,4 +11,5 @@ pub mod inspect;
 pub mod inspect_page;
 pub mod pack;
 pub mod recommend;
+pub mod sources;
 pub mod train;
