@@ -40,7 +40,8 @@ pub struct Origin {
     pub method: String,
     /// Content encoder.
     pub encoder: String,
-    /// Digest of what makes the encoder; empty where vectors came from a file, and in catalogues of older versions.
+    /// Digest of what makes the encoder, those of several joined by ` + `; empty where vectors came from a
+    /// file, and in catalogues of older versions.
     #[serde(default)]
     pub encoder_digest: String,
     /// Seed of the fit.
@@ -69,6 +70,9 @@ pub struct Collisions {
     pub max_group_before: usize,
     /// Items that moved to another code of the last level.
     pub moved: usize,
+    /// Share of the variance that the codes of the IDs leave unexplained, where items moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_error: Option<f64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

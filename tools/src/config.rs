@@ -3,6 +3,8 @@
 use crate::error::{Fault, bad_data, fault, input_missing};
 use crate::models::RunConfig;
 use anyhow::Result;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -15,7 +17,7 @@ pub struct Layers {
 
 impl Layers {
     /// Starts from a preset, which names every key there is.
-    pub fn preset(config: &RunConfig, origin: &str) -> Result<Self> {
+    pub fn preset(config: &impl Serialize, origin: &str) -> Result<Self> {
         let mut values = BTreeMap::new();
         flatten("", &Table::try_from(config)?, &mut |key, value| {
             values.insert(key, (value.clone(), origin.to_string()));
@@ -71,8 +73,15 @@ impl Layers {
         Ok(())
     }
 
-    /// The configuration, checked.
+    /// The configuration of a run, checked.
     pub fn resolve(&self) -> Result<RunConfig> {
+        let config: RunConfig = self.config()?;
+        config.validate().map_err(|e| fault(Fault::Usage, format!("{e:#}")))?;
+        Ok(config)
+    }
+
+    /// The values as the configuration that the preset was.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T> {
         let mut root = Table::new();
         for (key, (value, _)) in &self.values {
             let mut table = &mut root;
@@ -85,9 +94,7 @@ impl Layers {
             }
             table.insert(last.to_string(), value.clone());
         }
-        let config: RunConfig = root.try_into().map_err(|e| fault(Fault::Usage, e))?;
-        config.validate().map_err(|e| fault(Fault::Usage, format!("{e:#}")))?;
-        Ok(config)
+        root.try_into().map_err(|e| fault(Fault::Usage, e))
     }
 
     /// Every value with its origin, as TOML lines.

@@ -79,7 +79,9 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             return blamed.fault.exit_code();
         }
         if let Some(error) = cause.downcast_ref::<rqvae::Error>() {
-            use rqvae::Error::{BadVectors, Collisions, Corrupt, DigestMismatch, Io, Remote, WrongVersion};
+            use rqvae::Error::{
+                BadVectors, Collisions, Corrupt, DigestMismatch, InvalidConfig, Io, Remote, WrongVersion,
+            };
             return match error {
                 BadVectors { .. }
                 | Collisions { .. }
@@ -88,6 +90,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
                 | WrongVersion { .. }
                 | Remote { temporary: false, .. } => Fault::BadData.exit_code(),
                 Remote { .. } => Fault::Temporary.exit_code(),
+                InvalidConfig { .. } => Fault::Usage.exit_code(),
                 Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Fault::InputMissing.exit_code(),
                 Io { .. } => Fault::Io.exit_code(),
                 _ => 1,

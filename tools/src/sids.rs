@@ -2,17 +2,22 @@
 
 use crate::catalogue::{Catalogue, require_empty};
 use crate::cli::{ItemsArgs, json_line, print};
+use crate::config::Layers;
 use crate::error::{Fault, fault};
 use crate::interrupt::Interrupt;
+use crate::jobs::behavior::{WINDOW, behavior};
 use crate::jobs::build_sids::{self, Policy};
+use crate::jobs::sources::{Joined, Sources};
 use crate::jobs::{change_sids, inspect, inspect_page, stream};
+use crate::table::{ReadOptions, read_interactions};
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use rqvae::{Method, QuantizerConfig};
-use std::path::PathBuf;
+use rqvae::QuantizerConfig;
+use std::path::{Path, PathBuf};
 
+/// Quantisers by their names.
 #[derive(Clone, Copy, ValueEnum)]
-enum MethodArg {
+pub(crate) enum MethodArg {
     /// Residual k-means
     Rkmeans,
     /// Residual k-means with clusters of nearly equal size
@@ -29,25 +34,11 @@ enum MethodArg {
     Random,
 }
 
-impl MethodArg {
-    fn method(self) -> Method {
-        match self {
-            Self::Rkmeans => Method::ResidualKmeans,
-            Self::Balanced => Method::Balanced,
-            Self::Rqvae => Method::RqVae,
-            Self::Hkmeans => Method::HierarchicalKmeans,
-            Self::Opq => Method::Opq,
-            Self::Lsh => Method::Lsh,
-            Self::Random => Method::Random,
-        }
-    }
-}
-
 #[derive(Subcommand)]
 pub(crate) enum SidsCommand {
     /// Fit the quantiser, encode, resolve collisions, build the index
     #[command(
-        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --collisions min-cost --out catalogue\n  sidrec sids build --items huge.parquet --stream --out shards"
+        after_help = "Examples:\n  sidrec sids build --items items.jsonl --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --method rqvae --collisions min-cost --out catalogue\n  sidrec sids build --items items.jsonl --embeddings vectors.npy --source lsa --interactions interactions.csv --method rqvae --codebook-size 512,256,128 --set rqvae.progressive=true --set rqvae.contrast_weight=10 --out sid-v2\n  sidrec sids build --items huge.parquet --stream --out shards"
     )]
     Build(BuildArgs),
     /// Health of the IDs: usage, perplexity, collisions, error
@@ -112,12 +103,32 @@ pub(crate) struct BuildArgs {
     /// Codes per item, the suffix left out
     #[arg(long, default_value_t = 3, env = "SIDREC_LEVELS")]
     levels: usize,
-    /// Codes per level
-    #[arg(long, default_value_t = 256, env = "SIDREC_CODEBOOK_SIZE")]
-    codebook_size: u32,
+    /// Codes per level; one number, or one for each level, separated by commas
+    #[arg(long, default_value = "256", value_delimiter = ',', env = "SIDREC_CODEBOOK_SIZE")]
+    codebook_size: Vec<u32>,
     /// Further numbers of the quantiser as TOML, e.g. a table [rqvae] with estimator = "rotation-trick"
     #[arg(long, value_name = "FILE", env = "SIDREC_CONFIG")]
     config: Option<PathBuf>,
+    /// Single value over the file, e.g. rqvae.progressive=true; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// A further source of content beside the first, a file of vectors or an encoder; may be repeated. The RQ-VAE gives
+    /// each source an encoder of its own
+    #[arg(long = "source", value_name = "FILE|ENCODER")]
+    sources: Vec<String>,
+    /// Interactions that tell which items occur together, for rqvae.contrast_weight and rqvae.align_weight; the last two
+    /// of every user are left out, as in training
+    #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
+    interactions: Option<PathBuf>,
+    /// Items at most so many places apart in a history occur together
+    #[arg(long, default_value_t = WINDOW, env = "SIDREC_WINDOW")]
+    window: usize,
+    /// Collaborative vectors for rqvae.align_weight, as wide as a latent; made from the interactions without it
+    #[arg(long, value_name = "FILE", env = "SIDREC_COLLABORATIVE")]
+    collaborative: Option<PathBuf>,
+    /// Print every value of the quantiser with its origin and stop
+    #[arg(long)]
+    print_config: bool,
     /// What happens to items with equal codes
     #[arg(long, value_enum, default_value = "suffix", env = "SIDREC_COLLISIONS")]
     collisions: Policy,
@@ -127,8 +138,9 @@ pub(crate) struct BuildArgs {
     /// New catalogue directory
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// For tables larger than memory: fit on a part, encode and write in shards, without an index
-    #[arg(long, conflicts_with_all = ["embeddings", "collisions"])]
+    /// For tables larger than memory: fit on a part, encode and write in shards, without an index; from one source and
+    /// without interactions
+    #[arg(long, conflicts_with_all = ["embeddings", "collisions", "sources", "interactions", "window", "collaborative"])]
     stream: bool,
     /// With --stream: go on with a build that was interrupted
     #[arg(long, requires = "stream")]
@@ -156,6 +168,9 @@ pub(crate) struct AddArgs {
     /// Where the encoder is that the catalogue was built with, if it has moved: folder, org/name@revision or http://…
     #[arg(long, env = "SIDREC_ENCODER")]
     encoder: Option<String>,
+    /// For every further source of the catalogue, in their order: a file of vectors or its encoder
+    #[arg(long = "source", value_name = "FILE|ENCODER")]
+    sources: Vec<String>,
     /// Directory of the new version; the catalogue's name with the next version number without it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -199,8 +214,8 @@ pub(crate) fn run(command: SidsCommand) -> Result<()> {
             let items = args.items.read()?;
             let (embeddings, encoder) = (args.embeddings.as_deref(), args.encoder.as_deref());
             let saved = args.catalogue.join("encoder");
-            let source = build_sids::Content::reopen(&items, &saved, embeddings, encoder)?;
-            json_line(&change_sids::add(&args.catalogue, &items, &source.vectors(&items)?, &out)?)
+            let sources = Sources::reopen(&items, &saved, embeddings, encoder, &args.sources)?;
+            json_line(&change_sids::add(&args.catalogue, &items, &sources.vectors(&items)?.vectors, &out)?)
         }
         SidsCommand::Remove(args) => {
             let out = args.out.unwrap_or_else(|| change_sids::next_version(&args.catalogue));
@@ -210,31 +225,51 @@ pub(crate) fn run(command: SidsCommand) -> Result<()> {
     }
 }
 
+/// The numbers of the quantiser: defaults, then the file, then single options, each with its origin.
+fn layers(args: &BuildArgs) -> Result<Layers> {
+    let mut layers = Layers::preset(&QuantizerConfig::default(), "default")?;
+    if let Some(path) = &args.config {
+        layers.file(path)?;
+    }
+    let method = args.method.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string());
+    layers.set(&format!("method={method:?}"), "--method")?;
+    layers.set(&format!("levels={}", args.levels), "--levels")?;
+    layers.set(&format!("seed={}", args.seed), "--seed")?;
+    match args.codebook_size[..] {
+        [size] => layers.set(&format!("codebook_size={size}"), "--codebook-size")?,
+        _ => layers.set(&format!("codebook_sizes={:?}", args.codebook_size), "--codebook-size")?,
+    }
+    for assignment in &args.set {
+        layers.set(assignment, "--set")?;
+    }
+    Ok(layers)
+}
+
 fn build(args: &BuildArgs) -> Result<()> {
-    require_empty(&args.out)?;
-    let base = match &args.config {
-        None => QuantizerConfig::default(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(rqvae::Error::io(path))?;
-            toml::from_str(&text).map_err(|e| fault(Fault::Usage, format!("{}: {e}", path.display())))?
-        }
-    };
-    let config = QuantizerConfig {
-        method: args.method.method(),
-        levels: args.levels,
-        codebook_size: args.codebook_size,
-        seed: args.seed,
-        ..base
-    };
+    let layers = layers(args)?;
+    let mut config: QuantizerConfig = layers.config()?;
     config.validate().map_err(|e| fault(Fault::Usage, e))?;
+    if args.print_config {
+        return print(&layers.print());
+    }
     if args.stream {
         return build_shards(args, &config);
     }
+    require_empty(&args.out)?;
     let items = args.items.read()?;
-    let source = build_sids::Content::choose(&items, args.embeddings.as_deref(), args.encoder.as_deref(), args.seed)?;
-    let content = source.vectors(&items)?;
-    let mut built = build_sids::build_with(&items, &content, &source.name(), &config, args.collisions, &|_| true)?;
-    built.catalogue.origin.encoder_digest = source.record().digest;
+    let (embeddings, encoder) = (args.embeddings.as_deref(), args.encoder.as_deref());
+    let source = Sources::choose(&items, embeddings, encoder, &args.sources, args.seed)?;
+    let Joined { vectors: content, widths } = source.vectors(&items)?;
+    if widths.len() > 1 && config.rqvae.sources.is_empty() {
+        config.rqvae.sources = widths;
+    }
+    let read = |path: &Path| read_interactions(path, &items.keys, &ReadOptions::default());
+    let interactions = args.interactions.as_deref().map(read).transpose()?;
+    let (collaborative, latent_dim) = (args.collaborative.as_deref(), config.rqvae.latent_dim);
+    let behavior = behavior(&items.keys, interactions.as_ref(), args.window, collaborative, latent_dim)?;
+    let name = source.name();
+    let mut built = build_sids::build_with(&items, &content, &name, &config, args.collisions, &behavior, &|_| true)?;
+    built.catalogue.origin.encoder_digest = source.digest();
     let quantizer = built.quantizer.as_ref();
     built.catalogue.write(&args.out, &built.residual_norms, quantizer, &|dir| source.save(dir))?;
     let report = inspect::inspection(&built.catalogue);

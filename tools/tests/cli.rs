@@ -78,6 +78,8 @@ fn every_command_has_help_with_two_examples() {
         "cold-start",
         "recommend",
         "serve",
+        "bench fit",
+        "bench encode",
         "bench serve",
         "bench trie",
         "bench beam",
@@ -380,4 +382,80 @@ fn cold_start_by_every_protocol_of_a_kind() {
     shop.fails(&[again, vec!["--seed", "5"]].concat(), 73, &["another configuration"]);
     shop.fails(&run("tiger", "cold"), 73, &["cold", "not empty"]);
     shop.fails(&[run("time", "x"), vec!["--share", "2"]].concat(), 2, &["--share 2"]);
+}
+
+/// Several sources, falling sizes, and what users buy together: built, inspected, extended; and the benches of it.
+#[test]
+fn ids_of_several_sources_that_know_sessions() {
+    let shop = Shop::new();
+    let parse = |text: String| -> serde_json::Value { serde_json::from_str(text.lines().last().unwrap()).unwrap() };
+    let all = fs::read_to_string(shop.path("shop/items.jsonl")).unwrap();
+    let lines: Vec<&str> = all.lines().collect();
+    fs::write(shop.path("old.jsonl"), lines[..1900].join("\n") + "\n").unwrap();
+    fs::write(shop.path("new.jsonl"), lines[1900..1910].join("\n") + "\n").unwrap();
+    fs::write(shop.path("newer.jsonl"), lines[1910..].join("\n") + "\n").unwrap();
+    let build = |more: &[&'static str]| -> Vec<&'static str> {
+        let base = ["sids", "build", "--items", "old.jsonl", "--encoder", "hashed", "--method", "rqvae", "--json"];
+        let small = ["--set", "rqvae.epochs=2", "--set", "rqvae.min_steps=0", "--set", "rqvae.hidden=[32]"];
+        [&base[..], &small[..], more].concat()
+    };
+    let interactions = ["--interactions", "shop/interactions.csv"];
+    let additions = [
+        "--source",
+        "lsa",
+        "--codebook-size",
+        "64,32,16",
+        "--set",
+        "rqvae.progressive=true",
+        "--set",
+        "rqvae.contrast_weight=10",
+        "--set",
+        "rqvae.align_weight=1",
+        "--collisions",
+        "nearest-free",
+    ];
+    let report = parse(shop.ok(&build(&[&interactions[..], &additions[..], &["--out", "c"]].concat())));
+    assert_eq!(report["codebook_sizes"], serde_json::json!([64, 32, 16]));
+    assert!(report["encoder"].as_str().unwrap().contains(" + "), "{report}");
+    let (moved, error) = (&report["collisions"]["moved"], &report["collisions"]["relative_error"]);
+    assert!(moved.as_u64().unwrap() > 0 && error.as_f64().unwrap() > 0.0, "{report}");
+    let added = parse(shop.ok(&["sids", "add", "c", "--items", "new.jsonl"]));
+    assert_eq!(added["added"], 10);
+    // Every version keeps the encoders of all sources, as they were fitted.
+    let added = parse(shop.ok(&["sids", "add", "c-v2", "--items", "newer.jsonl"]));
+    assert_eq!(added["added"], 10);
+    for file in ["encoder.json", "source-1/encoder.json", "source-1/lsa.safetensors"] {
+        let read = |catalogue: &str| fs::read(shop.path(catalogue).join("encoder").join(file)).unwrap();
+        assert_eq!(read("c"), read("c-v3"), "{file}");
+    }
+    shop.fails(
+        &["sids", "add", "c", "--items", "new.jsonl", "--source", "lsa", "--source", "lsa", "--out", "d"],
+        2,
+        &["--source"],
+    );
+    // Without interactions there is nothing to contrast with, and a typing mistake is named.
+    shop.fails(&build(&["--set", "rqvae.contrast_weight=1", "--out", "d"]), 2, &["rqvae.contrast_weight"]);
+    shop.fails(&build(&["--set", "rqvae.progresive=true", "--out", "d"]), 2, &["rqvae.progressive"]);
+    shop.fails(&build(&["--codebook-size", "64,32", "--out", "d"]), 2, &["codebook_sizes"]);
+    let wrong = ["--collaborative", "vectors.npy", "--set", "rqvae.align_weight=1", "--out", "d"];
+    shop.ok(&["embed", "--items", "old.jsonl", "--encoder", "hashed", "--out", "vectors.npy"]);
+    shop.fails(&build(&wrong), 65, &["vectors.npy", "rqvae.latent_dim", "256"]);
+    shop.fails(&build(&["--source", "data/gone.npy", "--out", "d"]), 66, &["data/gone.npy"]);
+    // A streaming build has one source and knows no interactions.
+    for (name, value) in
+        [("--source", "lsa"), ("--interactions", "shop/interactions.csv"), ("--collaborative", "vectors.npy")]
+    {
+        shop.fails(&build(&["--stream", name, value, "--out", "d"]), 2, &["--stream", name]);
+    }
+    let printed = shop.ok(&build(&["--print-config", "--set", "rqvae.beta=0.5", "--out", "d"]));
+    assert!(printed.contains("rqvae.beta = 0.5") && printed.contains("# --set"), "{printed}");
+
+    let small =
+        ["--items", "600", "--dim", "16", "--codebook-size", "16", "--iterations", "3", "--runs", "2", "--json"];
+    for name in ["fit", "encode"] {
+        let line = parse(shop.ok(&[&["bench", name][..], &small[..]].concat()));
+        assert_eq!((&line["name"], &line["params"]["items"]), (&name.into(), &600.into()));
+        assert!(line["checks"].as_object().unwrap().values().all(|check| check == true), "{line}");
+        assert!(line["per_second"].as_f64().unwrap() > 0.0 && line["p50_ms"].as_f64().unwrap() > 0.0);
+    }
 }

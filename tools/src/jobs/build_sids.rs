@@ -8,8 +8,8 @@ use crate::table::{ItemKeys, Items, read_vectors};
 use anyhow::Result;
 use beam::Trie;
 use rqvae::{
-    CollisionPolicy, Encoded, ItemIdx, QuantizerConfig, Reassignment, SidEncoder, SidStats, SidTable, Vectors,
-    fit_quantizer, reassign, resolve,
+    Behavior, CodeMatrix, CollisionPolicy, Encoded, ItemIdx, QuantizerConfig, Reassignment, SidEncoder, SidStats,
+    SidTable, Vectors, fit_quantizer_with, reassign, resolve,
 };
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -152,7 +152,7 @@ impl Policy {
             })?;
             codes = reassign(&codes, &last, how, ties)?;
         }
-        let moved = (0..codes.rows()).filter(|&i| codes.row(i) != encoded.codes.row(i)).count();
+        let moved: usize = (0..codes.rows()).filter(|&i| codes.row(i) != encoded.codes.row(i)).count();
         let policy =
             if self == Self::Share { CollisionPolicy::Share } else { CollisionPolicy::Suffix { max: MAX_SUFFIX } };
         let report = Collisions {
@@ -160,9 +160,15 @@ impl Policy {
             unique_prefixes_before: before.unique_prefixes,
             max_group_before: before.max_group,
             moved,
+            relative_error: if moved > 0 { error_of(quantizer, content, &codes)? } else { None },
         };
         Ok((resolve(&codes, sizes, &policy, ties)?, report))
     }
+}
+
+/// Share of the variance of `content` that `codes` leave unexplained, where they can be decoded.
+fn error_of(quantizer: &dyn SidEncoder, content: &Vectors, codes: &CodeMatrix) -> Result<Option<f64>> {
+    Ok(quantizer.decode(codes)?.map(|decoded| decoded.unexplained(content)))
 }
 
 /// Fits the quantiser on the items that `fit_on` chooses and gives every item an ID, a suffix telling equals apart.
@@ -173,25 +179,26 @@ pub fn build(
     config: &QuantizerConfig,
     fit_on: &dyn Fn(ItemIdx) -> bool,
 ) -> Result<Built> {
-    build_with(items, content, encoder, config, Policy::Suffix, fit_on)
+    build_with(items, content, encoder, config, Policy::Suffix, &Behavior::default(), fit_on)
 }
 
-/// Fits the quantiser on the items that `fit_on` chooses and gives every item an ID.
+/// Fits the quantiser on the items that `fit_on` chooses, and on what `behavior` says of them, and gives every item an
+/// ID.
 pub fn build_with(
     items: &Items,
     content: &Vectors,
     encoder: &str,
     config: &QuantizerConfig,
     policy: Policy,
+    behavior: &Behavior,
     fit_on: &dyn Fn(ItemIdx) -> bool,
 ) -> Result<Built> {
     let mut stage = Stage::new("fit quantiser", 0);
     let began = Instant::now();
-    let chosen: Vec<f32> = (0..content.rows())
-        .filter(|row| fit_on(ItemIdx(*row as u32)))
-        .flat_map(|row| content.row(row).iter().copied())
-        .collect();
-    let quantizer = fit_quantizer(config, &Vectors::new(content.dim, chosen)?, &mut |p| {
+    let rows: Vec<u32> = (0..content.rows() as u32).filter(|row| fit_on(ItemIdx(*row))).collect();
+    let chosen: Vec<f32> = rows.iter().flat_map(|&row| content.row(row as usize)).copied().collect();
+    let behavior = if behavior.is_empty() { Behavior::default() } else { behavior.select(&rows) };
+    let quantizer = fit_quantizer_with(config, &Vectors::new(content.dim, chosen)?, &behavior, &mut |p| {
         let loss = p.loss.map_or_else(String::new, |loss| format!("loss {loss:.4}"));
         stage.at(p.done as u64, p.total as u64, &format!("{} {loss}", p.stage));
     })?;

@@ -5,10 +5,10 @@
 //! never found; added anew, they are found under the ID they had.
 
 use super::build_sids::card;
-use crate::catalogue::{Catalogue, without};
+use crate::catalogue::{Catalogue, files_below, without};
 use crate::error::{bad_data, cannot_create};
 use crate::table::{ItemKeys, Items, read_sids};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use beam::{Trie, TrieDelta};
 use rqvae::{Code, ItemIdx, SidEncoder, SidTable, Vectors, load_quantizer};
 use serde::Serialize;
@@ -225,16 +225,16 @@ fn residual_norms(dir: &Path, keys: &ItemKeys) -> Result<Vec<f32>> {
         .collect()
 }
 
-/// Writes a version with the quantiser and encoder of `dir`.
+/// Writes a version with the quantiser and encoders of `dir`.
 fn write(new: &Catalogue, dir: &Path, out: &Path, norms: &[f32]) -> Result<()> {
     let quantizer = load_quantizer(&dir.join("quantizer"))?;
     let from = dir.join("encoder");
     new.write(out, norms, quantizer.as_ref(), &|to| {
-        for entry in fs::read_dir(&from).map_err(rqvae::Error::io(&from))? {
-            let path = entry?.path();
-            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-                fs::copy(&path, to.join(name)).map_err(|e| cannot_create(to, e))?;
-            }
+        // Further sources are kept in folders of their own.
+        for path in files_below(&from).with_context(|| from.display().to_string())? {
+            let copy = to.join(path.strip_prefix(&from)?);
+            fs::create_dir_all(copy.parent().unwrap_or(to)).map_err(|e| cannot_create(to, e))?;
+            fs::copy(&path, &copy).map_err(|e| cannot_create(to, e))?;
         }
         Ok(())
     })

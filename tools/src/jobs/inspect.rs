@@ -83,7 +83,8 @@ pub fn describe(inspection: &Inspection) -> String {
     );
     if let Some(c) = collisions {
         let before = format!("{} unique prefixes, largest group {}", c.unique_prefixes_before, c.max_group_before);
-        line("collisions", format!("{}: before {before}; {} items moved", c.policy, c.moved));
+        let error = c.relative_error.map_or_else(String::new, |error| format!(", relative error then {error:.4}"));
+        line("collisions", format!("{}: before {before}; {} items moved{error}", c.policy, c.moved));
     }
     line("suffix", format!("{} codes", report.suffix_size));
     line(

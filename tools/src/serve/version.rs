@@ -6,7 +6,8 @@ use crate::error::bad_data;
 use crate::gpu::{self, DeviceChoice};
 use crate::jobs::change_sids::{Changed, Extended, extend, retire};
 use crate::jobs::counts::TrainCounts;
-use crate::jobs::{build_sids, train};
+use crate::jobs::sources::{Sources, are_several};
+use crate::jobs::train;
 use crate::models::Model;
 use crate::table::{ItemKeys, Items};
 use anyhow::{Context, Result};
@@ -212,7 +213,7 @@ impl Version {
         self.counts.as_ref().map(|counts| counts.get(item) == 0)
     }
 
-    /// The next version with `items`: content vectors by the catalogue's encoder or from their `embedding` column, IDs
+    /// The next version with `items`: content vectors by the catalogue's encoders or from their `embedding` column, IDs
     /// from the frozen quantiser.
     ///
     /// # Errors
@@ -227,9 +228,10 @@ impl Version {
             )));
         }
         let quantizer = load_quantizer(&quantizer)?;
+        let encoder = self.dir.join("encoder");
         let content = match &items.embeddings {
-            Some(vectors) => vectors.clone(),
-            None => build_sids::Content::reopen(items, &self.dir.join("encoder"), None, None)?.vectors(items)?,
+            Some(vectors) if !are_several(&encoder) => vectors.clone(),
+            _ => Sources::reopen(items, &encoder, None, None, &[])?.vectors(items)?.vectors,
         };
         let Extended { catalogue, changed, .. } = extend(&self.catalogue, quantizer.as_ref(), items, &content)?;
         Ok((self.next(model, catalogue)?, changed))

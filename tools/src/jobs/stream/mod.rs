@@ -256,6 +256,7 @@ fn origin(
             unique_prefixes_before: groups.unique as usize,
             max_group_before: groups.largest as usize,
             moved: 0,
+            relative_error: None,
         }),
     }
 }
