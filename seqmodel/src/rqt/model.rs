@@ -87,7 +87,8 @@ impl Rqt {
             level_starts,
             codes: vb.get_with_hints((rows, dim), "codes", small)?,
             content: if config.content {
-                let stdev = (features.content_dim() as f64).powf(-0.5);
+                // Of the size of the embeddings it is added to.
+                let stdev = 0.05 * (features.content_dim() as f64).powf(-0.5);
                 Some(Linear::new(features.content_dim(), dim, stdev, &vb.pp("content"))?)
             } else {
                 None
