@@ -312,6 +312,7 @@ fn encoder_folders_equal_the_python_libraries() {
     }
 }
 
+#[allow(clippy::unwrap_used, reason = "a failed step of a test may panic")]
 fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

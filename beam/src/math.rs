@@ -1,5 +1,5 @@
 //! Exponentials, logarithms and sums of them by fixed operations in a fixed order, so that every device gives the same
-//! bits: no library function, no contraction into fused operations, sums in [`LANES`] lanes that are folded in halves.
+//! bits: no library function, no contraction into fused operations, sums in 32 lanes that are folded in halves.
 
 /// Lanes of a sum.
 pub(crate) const LANES: usize = 32;

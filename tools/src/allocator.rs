@@ -2,7 +2,7 @@
 //!
 //! Why: every tensor of a training step is megabytes of fresh memory, which the system maps, clears and takes back each
 //! time; that was a fifth of a step of `tiger`. Sizes are rounded up to an eighth of an octave so that blocks fit again
-//! although batches differ in length. Nothing is kept while nobody trains, and at most [`MOST`] bytes then.
+//! although batches differ in length. Nothing is kept while nobody trains, and at most `MOST` bytes then.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

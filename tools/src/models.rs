@@ -237,7 +237,7 @@ enum Network {
     Tiger(Tiger),
     Sasrec(SasRec),
     TwoTower(TwoTower),
-    Hybrid(Hybrid),
+    Hybrid(Box<Hybrid>),
 }
 
 /// A model with its parameters.
@@ -274,7 +274,7 @@ impl Model {
             ModelConfig::Tiger(config) => Network::Tiger(Tiger::new(config, features.clone(), &vb)?),
             ModelConfig::Sasrec(config) => Network::Sasrec(SasRec::new(config, features.len(), &vb)?),
             ModelConfig::TwoTower(config) => Network::TwoTower(TwoTower::new(config, features.clone(), &vb)?),
-            ModelConfig::Hybrid(config) => Network::Hybrid(Hybrid::new(config, features.clone(), &vb)?),
+            ModelConfig::Hybrid(config) => Network::Hybrid(Box::new(Hybrid::new(config, features.clone(), &vb)?)),
         };
         Ok(Self {
             config: config.clone(),

@@ -1,5 +1,7 @@
 //! The fuzz targets of `beam/fuzz` as ordinary tests: on their corpus, and on what seeded mutations make of it.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test may panic")]
+
 mod index;
 mod search;
 

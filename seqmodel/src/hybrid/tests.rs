@@ -50,9 +50,9 @@ fn ties() -> Vec<u64> {
     (0..u64::from(ITEMS)).map(mix).collect()
 }
 
-fn towers(config: TwoTowerConfig) -> (TwoTower, Parameters) {
+fn towers(config: &TwoTowerConfig) -> (TwoTower, Parameters) {
     let params = Parameters::new(2);
-    let config = TwoTowerConfig { dim: 16, uniform_negatives: 12, ..config };
+    let config = TwoTowerConfig { dim: 16, uniform_negatives: 12, ..config.clone() };
     (TwoTower::new(&config, features(), &params.builder()).unwrap(), params)
 }
 
@@ -65,7 +65,7 @@ fn gradients_reach_what_learns_and_leave_what_is_counted() {
     let (hybrid, of_hybrid) = hybrid(0.1);
     let mut found = vec![(hybrid.loss(&rows, Mode::Train(&keys)).unwrap(), of_hybrid, "rqt.", true)];
     for log_q in [LogQ::None, LogQ::Classic, LogQ::Corrected] {
-        let (model, params) = towers(TwoTowerConfig { log_q, ..TwoTowerConfig::default() });
+        let (model, params) = towers(&TwoTowerConfig { log_q, ..TwoTowerConfig::default() });
         found.push((model.loss(&rows, Mode::Train(&keys)).unwrap(), params, "frequency.", false));
     }
     for (loss, params, prefix, learns) in found {
@@ -118,8 +118,8 @@ fn lists_do_not_depend_on_the_batch_or_on_the_index() {
     let queries: Vec<Query> = some.iter().map(|history| Query { history, exclude: history }).collect();
     let (model, _) = hybrid(0.2);
     let trie = Trie::build(features().sids()).unwrap();
-    let (exact, _) = towers(TwoTowerConfig::default());
-    let (ivf, _) = towers(TwoTowerConfig { ivf_lists: 4, ivf_probes: 4, ..TwoTowerConfig::default() });
+    let (exact, _) = towers(&TwoTowerConfig::default());
+    let (ivf, _) = towers(&TwoTowerConfig { ivf_lists: 4, ivf_probes: 4, ..TwoTowerConfig::default() });
     let retrievers: [Box<dyn Retriever>; 3] = [
         Box::new(HybridRetriever::new(&model, &trie, 30, &ties(), None).unwrap()),
         Box::new(TwoTowerRetriever::new(&exact, &ties()).unwrap()),

@@ -198,7 +198,7 @@ impl SelfTest {
     }
 
     /// Seconds a run, sorted, of something that waits for the device.
-    fn time(&mut self, name: &str, params: Value, per: f64, mut run: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    fn time(&mut self, name: &str, params: &Value, per: f64, mut run: impl FnMut(usize) -> Result<()>) -> Result<f64> {
         (0..RUNS.0).try_for_each(&mut run)?;
         let mut times = Vec::with_capacity(RUNS.1);
         for at in 0..RUNS.1 {
@@ -224,7 +224,7 @@ impl SelfTest {
         for nodes in [1usize, 200] {
             let program = Program { numbers: Numbers::F32, launches: vec![launch.clone(); nodes] };
             let mut graph = device.prepare(&program)?;
-            self.time("graph", json!({ "nodes": nodes }), nodes as f64, |_| {
+            self.time("graph", &json!({ "nodes": nodes }), nodes as f64, |_| {
                 graph.run()?;
                 Ok(gpu.wait()?)
             })?;
@@ -237,7 +237,7 @@ impl SelfTest {
         let device: Arc<dyn Device> = Arc::new(gpu.clone());
         let bytes = vec![1u8; 64 << 20];
         let memory = Memory::new(&device, bytes.len())?;
-        self.time("host-to-device", json!({ "bytes": bytes.len() }), bytes.len() as f64, |_| {
+        self.time("host-to-device", &json!({ "bytes": bytes.len() }), bytes.len() as f64, |_| {
             device.write(memory.address(), &bytes)?;
             Ok(gpu.wait()?)
         })?;
@@ -269,7 +269,7 @@ impl SelfTest {
         let live = vec![LiveMask::all(&trie); 2];
         let params = json!({ "items": items, "levels": 8, "codebook_size": 2048, "batch": 2, "beam": 70,
             "nodes": recorded.nodes(), "index_bytes": index.bytes() });
-        self.time("beam", params, 2.0, |_| {
+        self.time("beam", &params, 2.0, |_| {
             let lists = recorded.run(&live)?;
             anyhow::ensure!(lists.iter().all(|list| list.len() == 10), "a list is short");
             Ok(())
@@ -296,7 +296,7 @@ impl SelfTest {
             let (nodes, bytes) = generator.last_program().unwrap_or_default();
             let params = json!({ "model": "tiger", "batch": batch, "beam": width, "positions": 80, "nodes": nodes,
                 "device_bytes": bytes });
-            self.time("tiger", params, batch as f64, ask)?;
+            self.time("tiger", &params, batch as f64, ask)?;
         }
         Ok(())
     }

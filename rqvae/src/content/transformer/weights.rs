@@ -39,7 +39,7 @@ impl Weights {
         if view.shape() != shape {
             return Err(corrupt(format!("tensor `{name}` has shape {:?}; expected {shape:?}", view.shape())));
         }
-        let kind = DType::try_from(view.dtype()).ok().filter(|kind| kind.is_float());
+        let kind = DType::try_from(view.dtype()).ok().filter(DType::is_float);
         let Some(kind) = kind else {
             return Err(corrupt(format!("tensor `{name}` is {:?}; expected floating-point numbers", view.dtype())));
         };
