@@ -76,7 +76,7 @@ pub enum Error {
     },
     /// More items share their codes than the suffix can tell apart.
     #[error(
-        "{groups} groups of items with equal codes are larger than the {max} values of the suffix; largest: {largest}"
+        "groups of items with equal codes that are larger than the {max} values of the suffix: {groups}; largest: {largest}"
     )]
     Collisions {
         /// Values of the suffix.

@@ -139,7 +139,9 @@ fn broken_tables_of_items() {
     assert_eq!(place.build("clash.csv", &["--dedupe", "last", "--encoder", "hashed"]).0, 0);
     // One bad row in two thousand is left out and written down, one in forty stops the run.
     place.write("many.csv", rows(2000) + "x\n");
-    assert_eq!(place.build("many.csv", &["--encoder", "hashed", "--rejects", "rejects.jsonl"]).0, 0);
+    let (code, said) =
+        place.build("many.csv", &["--encoder", "hashed", "--collisions", "share", "--rejects", "rejects.jsonl"]);
+    assert_eq!(code, 0, "{said}");
     let rejects = fs::read_to_string(place.path("rejects.jsonl")).unwrap();
     let reject: serde_json::Value = serde_json::from_str(rejects.lines().next().unwrap()).unwrap();
     assert_eq!((reject["line"].as_u64(), reject["file"].as_str()), (Some(2002), Some("many.csv")));
