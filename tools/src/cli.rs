@@ -10,11 +10,12 @@ use crate::bench::BenchCommand;
 use crate::catalogue::{Catalogue, require_empty};
 use crate::demo::DemoConfig;
 use crate::error::{Fault, fault};
-use crate::gpu::{self, DeviceChoice};
+use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::jobs::demo::DemoJob;
 use crate::jobs::train::Trained;
 use crate::jobs::{build_sids, pack, recommend};
+use crate::models::Asking;
 use crate::progress::Stage;
 use crate::sids::SidsCommand;
 use crate::table::{
@@ -274,6 +275,13 @@ struct AskArgs {
     /// Beams of the search
     #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(1..=1024))]
     beam: u32,
+    #[command(flatten)]
+    asking: AskingArgs,
+}
+
+/// What is settled once, before any list is asked for.
+#[derive(Args)]
+struct AskingArgs {
     /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
     guide: Option<f32>,
@@ -286,6 +294,13 @@ struct AskArgs {
     /// How the search keeps the weights of its decoder
     #[arg(long, value_enum, default_value = "f32", env = "SIDREC_WEIGHTS")]
     weights: WeightsArg,
+}
+
+impl AskingArgs {
+    fn asking(&self) -> Asking {
+        let Self { guide, new_share, device, weights } = *self;
+        Asking { guide, new_share, weights: weights.precision(), device }
+    }
 }
 
 /// Bits of a weight.
@@ -313,11 +328,7 @@ impl AskArgs {
     /// The model of `run` as it shall be asked.
     fn load(&self, run: &Path, catalogue: &Catalogue) -> Result<Trained> {
         let Trained { model, seed } = crate::jobs::train::load(run, catalogue)?;
-        let model = model.with_guide(self.guide).map_err(|e| fault(Fault::Usage, format!("--guide: {e}")))?;
-        let model =
-            model.with_new_share(self.new_share).map_err(|e| fault(Fault::Usage, format!("--new-share: {e}")))?;
-        let model = model.on(gpu::device(self.device)?);
-        Ok(Trained { model: model.with_weights(self.weights.precision()), seed })
+        Ok(Trained { model: model.asked(self.asking.asking())?, seed })
     }
 }
 
@@ -450,13 +461,6 @@ fn recommend_all(args: &RecommendArgs) -> Result<()> {
     let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
     let (k, beam) = (args.k as usize, ask.beam as usize);
     let interrupt = Interrupt::install()?;
-    let asked = recommend::Asked {
-        k,
-        beam,
-        run: &args.run.run,
-        guide: ask.guide,
-        new_share: ask.new_share,
-        weights: ask.weights.precision(),
-    };
+    let asked = recommend::Asked { k, beam, run: &args.run.run, asking: ask.asking.asking() };
     recommend::recommend_to(&args.out, &trained.model, &catalogue, &histories, &asked, &|| interrupt.signal())
 }

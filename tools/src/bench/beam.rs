@@ -10,7 +10,7 @@ use super::trie::made_up;
 use crate::catalogue::Catalogue;
 use crate::cli::{WeightsArg, json_line};
 use crate::jobs::train;
-use crate::models::{Model, ModelConfig};
+use crate::models::{Asking, Model, ModelConfig};
 use crate::progress::Stage;
 use anyhow::{Context, Result, ensure};
 use beam::{BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, ScoreMode, Scores, SimdKernel, Trie};
@@ -183,7 +183,7 @@ pub(super) fn run(args: &BeamBenchArgs) -> Result<()> {
     let (batch, beam) = (usize::from(args.batch), usize::from(args.beam));
     let stage = Stage::new("load", 0);
     let mut subject = Subject::new(args)?;
-    subject.model = subject.model.with_weights(args.weights.precision());
+    subject.model = subject.model.asked(Asking { weights: args.weights.precision(), ..Asking::default() })?;
     let trie = &subject.trie;
     ensure!(trie.items_total() > 0, "the catalogue has no items that can be found");
     let name = subject.model.config().name();

@@ -5,6 +5,7 @@ use super::load::{Seen, closed_loop, open_loop};
 use crate::cli::json_line;
 use crate::error::{Fault, fault};
 use crate::gpu::DeviceChoice;
+use crate::models::Asking;
 use crate::progress::Stage;
 use crate::serve::engine::Ask;
 use crate::serve::limits::Limits;
@@ -119,8 +120,11 @@ fn row(seen: &Seen, share: f64, rate: f64) -> Value {
 
 pub(super) fn run(args: &ServeBenchArgs) -> Result<()> {
     let limits = Limits { timeout_ms: 10_000, ..Limits::default() };
-    let source =
-        Source { run: args.run.clone(), catalogue: args.catalogue.clone(), guide: None, device: DeviceChoice::Cpu };
+    let source = Source {
+        run: args.run.clone(),
+        catalogue: args.catalogue.clone(),
+        asking: Asking { device: DeviceChoice::Cpu, ..Asking::default() },
+    };
     let stage = Stage::new("load", 0);
     let version = Version::load(&source)?;
     let load_seconds = stage.done(&format!("{} items", version.catalogue.trie.items_total()));

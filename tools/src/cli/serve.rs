@@ -1,7 +1,7 @@
 //! `sidrec serve`.
 
+use super::AskingArgs;
 use crate::error::{Fault, cannot_create, fault, input_missing};
-use crate::gpu::DeviceChoice;
 use crate::progress::Stage;
 use crate::serve::limits::Limits;
 use crate::serve::metrics::Metrics;
@@ -28,12 +28,8 @@ pub(super) struct ServeArgs {
     /// Address; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8080", env = "SIDREC_ADDR")]
     addr: SocketAddr,
-    /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
-    #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
-    guide: Option<f32>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    asking: AskingArgs,
     /// File with the token that requests must bring; the variable SIDREC_TOKEN does as well
     #[arg(long, value_name = "FILE", env = "SIDREC_TOKEN_FILE")]
     token_file: Option<PathBuf>,
@@ -75,8 +71,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<()> {
     };
     check_address(args.addr, &tokens, args.allow_unauthenticated)?;
     let metrics = Arc::new(Metrics::default());
-    let source =
-        Source { run: args.run, catalogue: args.catalogue, guide: args.guide.map(f32::to_bits), device: args.device };
+    let source = Source { run: args.run, catalogue: args.catalogue, asking: args.asking.asking() };
     let stage = Stage::new("load", 0);
     let version = Version::load(&source)?;
     let items = version.catalogue.trie.items_total();

@@ -2,7 +2,7 @@
 
 use crate::catalogue::Catalogue;
 use crate::error::{Fault, cannot_create, fault};
-use crate::models::Model;
+use crate::models::{Asking, Model};
 use crate::progress::Stage;
 use crate::table::Interactions;
 use anyhow::{Result, bail};
@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rqvae::ItemIdx;
-use seqmodel::{Precision, Query, Scored};
+use seqmodel::{Query, Scored};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -48,12 +48,8 @@ pub struct Asked<'a> {
     pub beam: usize,
     /// The run that the model was read from.
     pub run: &'a Path,
-    /// Weight of guidance, where it is not the model's own.
-    pub guide: Option<f32>,
-    /// Share of places for new items, where it is not the model's own.
-    pub new_share: Option<f64>,
-    /// How the model keeps its weights.
-    pub weights: Precision,
+    /// How the model is asked.
+    pub asking: Asking,
 }
 
 /// Best items for every user, seen items left out, written to `out` part by part: after an interruption the same command
@@ -111,8 +107,7 @@ fn question(catalogue: &Catalogue, histories: &Interactions, asked: &Asked) -> S
     let mut hasher = blake3::Hasher::new();
     let run = std::fs::canonicalize(asked.run).unwrap_or_else(|_| asked.run.to_path_buf());
     let best = std::fs::read_to_string(run.join("best")).unwrap_or_default();
-    let numbers =
-        format!("{} {} {:?} {:?} {:?} {best}", asked.k, asked.beam, asked.guide, asked.new_share, asked.weights);
+    let numbers = format!("{} {} {:?} {best}", asked.k, asked.beam, asked.asking);
     for part in [run.to_string_lossy().as_bytes(), catalogue.version().as_bytes(), numbers.as_bytes()] {
         hasher.update(part);
     }
@@ -296,7 +291,7 @@ mod tests {
         let config = RunConfig::preset("rqt", "quick")?;
         let model = Model::new(&config.model, &crate::jobs::train::features(&catalogue)?, 1)?;
         let run = at("run");
-        let asked = |k| Asked { k, beam: 10, run: &run, guide: None, new_share: None, weights: Precision::F32 };
+        let asked = |k| Asked { k, beam: 10, run: &run, asking: Asking::default() };
         let whole = |out: &Path, k| recommend_to(out, &model, &catalogue, &histories, &asked(k), &|| None);
         for ending in ["jsonl", "csv", "parquet"] {
             let (plain, stopped) = (at(&format!("plain.{ending}")), at(&format!("stopped.{ending}")));

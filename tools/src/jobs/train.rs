@@ -312,7 +312,7 @@ pub fn load(run: &Path, catalogue: &Catalogue) -> Result<Trained> {
 /// # Errors
 /// The model cannot read items that it has not been trained on.
 pub fn carry_over(model: &Model, catalogue: &Catalogue) -> Result<Model> {
-    let carried = Model::new(model.config(), &features(catalogue)?, 0)?.on(model.device().cloned());
+    let carried = Model::new(model.config(), &features(catalogue)?, 0)?.asked_like(model);
     let mut tensors = model.params().all().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
     grow(&mut tensors, &carried)?;
     carried.params().assign(&tensors)?;

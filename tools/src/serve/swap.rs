@@ -72,8 +72,7 @@ impl Versions {
             let source = Source {
                 run: run.unwrap_or_else(|| source.run.clone()),
                 catalogue: catalogue.unwrap_or_else(|| source.catalogue.clone()),
-                guide: source.guide,
-                device: source.device,
+                asking: source.asking,
             };
             source.check_room(available_bytes())?;
             let mut next = Version::load(&source)?;

@@ -3,12 +3,11 @@
 use super::engine::{Ask, Engine, ModelEngine};
 use crate::catalogue::Catalogue;
 use crate::error::bad_data;
-use crate::gpu::{self, DeviceChoice};
 use crate::jobs::change_sids::{Changed, Extended, extend, retire};
 use crate::jobs::counts::TrainCounts;
 use crate::jobs::sources::{Sources, are_several};
 use crate::jobs::train;
-use crate::models::Model;
+use crate::models::{Asking, Model};
 use crate::table::{ItemKeys, Items};
 use anyhow::{Context, Result};
 use rqvae::{CheckpointDir, ItemIdx, load_quantizer};
@@ -17,16 +16,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Where versions are read from. `catalogue` may also be a folder with a file `current` that names one of its folders.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Source {
     /// Run directory.
     pub run: PathBuf,
     /// Catalogue directory, or the folder that holds its versions.
     pub catalogue: PathBuf,
-    /// Weight of the dense head in the search, as a string of its bits; `None`: the model's own.
-    pub guide: Option<u32>,
-    /// Where it computes.
-    pub device: DeviceChoice,
+    /// How the model is asked.
+    pub asking: Asking,
 }
 
 impl Source {
@@ -139,8 +136,7 @@ impl Version {
     pub fn load(source: &Source) -> Result<Self> {
         let dir = source.catalogue_now()?;
         let catalogue = Catalogue::open(&dir)?;
-        let guide = source.guide.map(f32::from_bits);
-        let model = train::load(&source.run, &catalogue)?.model.with_guide(guide)?.on(gpu::device(source.device)?);
+        let model = train::load(&source.run, &catalogue)?.model.asked(source.asking)?;
         let counts = TrainCounts::read(&source.run, &catalogue)?;
         let checkpoints = CheckpointDir::open(&source.run);
         let weights = match checkpoints.best()? {

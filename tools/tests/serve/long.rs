@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tools::catalogue::{Catalogue, ItemCard, Origin};
 use tools::jobs::train;
-use tools::models::RunConfig;
+use tools::models::{Asking, RunConfig};
 use tools::serve::version::{Source, Version};
 use tools::table::{ItemKeys, ReadOptions, read_interactions};
 
@@ -287,8 +287,7 @@ fn many_items() {
     let source = Source {
         run: dir.path().join("run"),
         catalogue: dir.path().join("catalogue"),
-        guide: None,
-        device: tools::gpu::DeviceChoice::Cpu,
+        asking: Asking { device: tools::gpu::DeviceChoice::Cpu, ..Asking::default() },
     };
     let interrupt = tools::interrupt::Interrupt::install().unwrap();
     train::run(&config, &catalogue, &interactions, &source.run, false, &interrupt).unwrap();

@@ -16,7 +16,7 @@ use tools::gpu::DeviceChoice;
 use tools::interrupt::Interrupt;
 use tools::jobs::build_sids::{Content, build};
 use tools::jobs::train;
-use tools::models::RunConfig;
+use tools::models::{Asking, RunConfig};
 use tools::serve::engine::{Answer, Ask, Engine, EngineError};
 use tools::serve::limits::Limits;
 use tools::serve::metrics::Metrics;
@@ -61,8 +61,7 @@ impl Lab {
         Source {
             run: self.path(name).join("run"),
             catalogue: self.path(name).join("catalogue"),
-            guide: None,
-            device: DeviceChoice::Cpu,
+            asking: Asking { device: DeviceChoice::Cpu, ..Asking::default() },
         }
     }
 

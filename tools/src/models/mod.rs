@@ -1,0 +1,249 @@
+//! Every trainable model by name: how it is built, trained and asked.
+
+mod config;
+
+pub use config::{MODELS, ModelConfig, RunConfig};
+
+use crate::error::{Fault, fault};
+use crate::gpu::{self, DeviceChoice};
+use anyhow::{Result, anyhow};
+use beam::Trie;
+use beam::cuda::{Device, Numbers};
+use rqvae::ItemIdx;
+use seqmodel::cuda::DeviceGenerator;
+use seqmodel::data::{Window, windows};
+use seqmodel::dense::{SasRec, SasRecRetriever, TwoTower, TwoTowerRetriever};
+use seqmodel::hybrid::{Hybrid, HybridConfig, HybridRetriever};
+use seqmodel::nn::Parameters;
+use seqmodel::retrieve::Retriever;
+use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
+use seqmodel::tiger::{PackedTiger, Sample, Tiger, samples};
+use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
+use seqmodel::{
+    Generative, HybridObjective, ItemFeatures, LeaveOneOut, Precision, RqtObjective, SasRecObjective, TigerObjective,
+    TwoTowerObjective,
+};
+use std::sync::Arc;
+
+enum Network {
+    Rqt(Rqt),
+    Tiger(Tiger),
+    Sasrec(SasRec),
+    TwoTower(TwoTower),
+    Hybrid(Box<Hybrid>),
+}
+
+/// A model with its parameters.
+pub struct Model {
+    config: ModelConfig,
+    network: Network,
+    params: Parameters,
+    asking: Asking,
+    device: Option<Arc<dyn Device>>,
+}
+
+/// How a model is asked, beside what it was trained with.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Asking {
+    /// Weight of the dense head in the search where it is not the configured one.
+    pub guide: Option<f32>,
+    /// Share of all places for new items where it is not the configured one.
+    pub new_share: Option<f64>,
+    /// How the search keeps the weights of its decoder.
+    pub weights: Precision,
+    /// Where it computes.
+    pub device: DeviceChoice,
+}
+
+enum TrainingData {
+    Windows(Vec<Window>),
+    Samples(Vec<Sample>),
+}
+
+/// What training reports while it runs.
+pub trait Observer {
+    /// After a step: steps done in this epoch, steps per epoch, loss.
+    fn step(&mut self, done: u64, of: u64, loss: f64);
+    /// After an epoch.
+    fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
+}
+
+impl Model {
+    /// A model over `features` with parameters drawn from `seed`.
+    pub fn new(config: &ModelConfig, features: &ItemFeatures, seed: u64) -> Result<Self> {
+        let params = Parameters::new(seed);
+        let vb = params.builder();
+        let network = match config {
+            ModelConfig::Rqt(config) => Network::Rqt(Rqt::new(config, features.clone(), &vb)?),
+            ModelConfig::Tiger(config) => Network::Tiger(Tiger::new(config, features.clone(), &vb)?),
+            ModelConfig::Sasrec(config) => Network::Sasrec(SasRec::new(config, features.len(), &vb)?),
+            ModelConfig::TwoTower(config) => Network::TwoTower(TwoTower::new(config, features.clone(), &vb)?),
+            ModelConfig::Hybrid(config) => Network::Hybrid(Box::new(Hybrid::new(config, features.clone(), &vb)?)),
+        };
+        Ok(Self { config: config.clone(), network, params, asking: Asking::default(), device: None })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> &Parameters {
+        &self.params
+    }
+
+    /// How it is asked, with the weights of now: beams of `width` over `trie` where it generates, all items at once
+    /// where it does not.
+    pub fn retriever<'a>(&'a self, trie: &Trie, width: usize, tie_hash: &[u64]) -> Result<Box<dyn Retriever + 'a>> {
+        if let Network::Sasrec(sasrec) = &self.network {
+            return Ok(Box::new(SasRecRetriever::new(sasrec, Arc::from(tie_hash))));
+        }
+        if let Some(packed) = self.packed_retriever(trie, width, tie_hash)? {
+            return Ok(packed);
+        }
+        let Some(generative) = self.generative(trie, width)? else { unreachable!("all others generate") };
+        Ok(Box::new(generative))
+    }
+
+    /// For models that make something of the whole catalogue before they answer: a retriever that owns it, to be kept.
+    pub fn packed_retriever(
+        &self,
+        trie: &Trie,
+        width: usize,
+        tie_hash: &[u64],
+    ) -> Result<Option<Box<dyn Retriever + Send>>> {
+        Ok(match &self.network {
+            Network::TwoTower(towers) => Some(Box::new(TwoTowerRetriever::new(towers, tie_hash)?)),
+            Network::Hybrid(hybrid) => {
+                Some(Box::new(HybridRetriever::new(hybrid, trie, width, tie_hash, self.asking.new_share)?))
+            }
+            Network::Rqt(_) | Network::Tiger(_) | Network::Sasrec(_) => None,
+        })
+    }
+
+    /// The generative face, where it has one: packed weights of now.
+    pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
+        let generative = match (&self.network, &self.device) {
+            (Network::Rqt(rqt), None) => Generative::new(PackedRqt::stored_as(rqt, self.asking.weights)?, trie, width),
+            (Network::Tiger(tiger), None) => {
+                Generative::new(PackedTiger::stored_as(tiger, self.asking.weights)?, trie, width)
+            }
+            (Network::Rqt(rqt), Some(device)) => {
+                Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
+            }
+            (Network::Tiger(tiger), Some(device)) => {
+                Generative::new(DeviceGenerator::tiger(PackedTiger::new(tiger)?, device, Numbers::Bf16)?, trie, width)
+            }
+            (Network::Sasrec(_) | Network::TwoTower(_) | Network::Hybrid(_), _) => return Ok(None),
+        };
+        Ok(Some(match self.asking.guide {
+            Some(weight) => generative.with_guide(weight),
+            None => generative,
+        }))
+    }
+
+    /// Asked as `asking` says.
+    ///
+    /// # Errors
+    /// A share that is none, something that this kind of model does not have, or no such device.
+    pub fn asked(mut self, asking: Asking) -> Result<Self> {
+        if let Some(guide) = asking.guide {
+            let checked = match &self.config {
+                ModelConfig::Rqt(config) => RqtConfig { guide, ..config.clone() }.validate().map_err(Into::into),
+                _ if guide == 0.0 => Ok(()),
+                other => Err(anyhow!("model `{}` has no dense head to guide its search", other.name())),
+            };
+            checked.map_err(|e| fault(Fault::Usage, format!("--guide {guide}: {e:#}")))?;
+        }
+        if let Some(new_share) = asking.new_share {
+            let checked = match &self.config {
+                ModelConfig::Hybrid(config) => {
+                    HybridConfig { new_share, ..config.clone() }.validate().map_err(Into::into)
+                }
+                other => Err(anyhow!("model `{}` keeps no places for new items; train a hybrid", other.name())),
+            };
+            checked.map_err(|e| fault(Fault::Usage, format!("--new-share {new_share}: {e:#}")))?;
+        }
+        self.device = gpu::device(asking.device)?;
+        self.asking = asking;
+        Ok(self)
+    }
+
+    /// Asked the way `other` is, a model of the same configuration.
+    #[must_use]
+    pub fn asked_like(mut self, other: &Self) -> Self {
+        self.asking = other.asking;
+        self.device.clone_from(&other.device);
+        self
+    }
+
+    /// What it generates on, `None` for the processor.
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        self.device.as_ref()
+    }
+
+    /// Trains on `split`; at the end the parameters are the best ones unless it was interrupted.
+    #[expect(clippy::too_many_arguments, reason = "one call per run; each argument is a thing of its own")]
+    pub fn train(
+        &self,
+        config: &TrainConfig,
+        split: &LeaveOneOut,
+        identity: Identity,
+        output: Option<(&rqvae::CheckpointDir, String)>,
+        resume: bool,
+        validate: &mut dyn FnMut(&Self) -> Result<Validation>,
+        observer: &mut dyn Observer,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        if let Network::Hybrid(hybrid) = &self.network {
+            let known: Vec<&[ItemIdx]> = (0..split.users()).map(|user| split.train(user)).collect();
+            hybrid.count(&known, config.seed)?;
+        }
+        let data = match &self.network {
+            Network::Rqt(rqt) => TrainingData::Windows(windows(split, rqt.config().history_cap)),
+            Network::Tiger(tiger) => TrainingData::Samples(samples(split, tiger.config().history_cap)),
+            Network::Sasrec(sasrec) => TrainingData::Windows(windows(split, sasrec.config().history_cap)),
+            Network::TwoTower(towers) => TrainingData::Windows(windows(split, towers.config().history_cap)),
+            Network::Hybrid(hybrid) => TrainingData::Windows(windows(split, hybrid.config().rqt.history_cap)),
+        };
+        let objective: Box<dyn seqmodel::train::Objective + '_> = match (&self.network, &data) {
+            (Network::Rqt(model), TrainingData::Windows(windows)) => Box::new(RqtObjective { model, windows }),
+            (Network::Sasrec(model), TrainingData::Windows(windows)) => Box::new(SasRecObjective { model, windows }),
+            (Network::Tiger(model), TrainingData::Samples(samples)) => Box::new(TigerObjective { model, samples }),
+            (Network::TwoTower(model), TrainingData::Windows(windows)) => {
+                Box::new(TwoTowerObjective { model, windows })
+            }
+            (Network::Hybrid(model), TrainingData::Windows(windows)) => Box::new(HybridObjective { model, windows }),
+            _ => anyhow::bail!("model and training data do not belong together"),
+        };
+        let mut trainer = Trainer::new(config, &self.params, identity);
+        if let Some((dir, toml)) = output {
+            trainer = trainer.with_checkpoints(dir, toml);
+        }
+        // The trainer speaks the floor's errors; ours travel around it.
+        let failure = std::cell::RefCell::new(None);
+        let observer = std::cell::RefCell::new(observer);
+        let keep = |error: anyhow::Error| {
+            let short = seqmodel::Error::Mismatch {
+                what: "callback".into(),
+                expected: "success".into(),
+                found: error.to_string(),
+            };
+            *failure.borrow_mut() = Some(error);
+            short
+        };
+        let outcome = trainer.run(
+            objective.as_ref(),
+            resume,
+            &mut || validate(self).map_err(keep),
+            &mut |done, of, loss| observer.borrow_mut().step(done, of, loss),
+            &mut |record| observer.borrow_mut().epoch(record).map_err(keep),
+            interrupted,
+        );
+        match failure.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(outcome?),
+        }
+    }
+}
