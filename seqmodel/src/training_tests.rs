@@ -245,7 +245,7 @@ fn sampled_negatives_stand_for_all_items() {
     let rows: Vec<&Window> = windows.iter().collect();
     let model = |dense_negatives: usize| {
         let plain = RqtConfig { dropout: 0.0, item_dropout: 0.0, ..small_rqt() };
-        let config = RqtConfig { dense_weight: 1.0, dense_negatives, level_weights: vec![0.0; 3], ..plain };
+        let config = RqtConfig { dense_weight: 1.0, dense_negatives, code_weight: 0.0, ..plain };
         let params = Parameters::new(8);
         (Rqt::new(&config, features(), &params.builder()).unwrap(), params)
     };
@@ -277,6 +277,7 @@ fn contradicting_options_are_named() {
         (RqtConfig { guide: 1.5, dense_weight: 1.0, ..RqtConfig::default() }, "guide"),
         (RqtConfig { look_back: 21, ..RqtConfig::default() }, "look_back"),
         (RqtConfig { level_weights: vec![-1.0], ..RqtConfig::default() }, "level_weights"),
+        (RqtConfig { code_weight: 0.0, ..RqtConfig::default() }, "code_weight"),
         (RqtConfig { dense_weight: f32::NAN, ..RqtConfig::default() }, "dense_weight"),
         (RqtConfig { valid_only: true, label_smoothing: 0.1, ..RqtConfig::default() }, "label_smoothing"),
     ];

@@ -28,7 +28,10 @@ pub struct RqtConfig {
     pub dropout: f32,
     /// Label smoothing of the code distributions.
     pub label_smoothing: f32,
-    /// Weight of each level's loss, suffix included; empty: all 1.
+    /// Weight of the codes' loss beside the dense one. What the two share learns by their sum, what is the decoder's
+    /// own learns alike whatever the weight, since the optimiser is blind to scale. 0: the decoder is not trained.
+    pub code_weight: f32,
+    /// Weight of each level's loss within the codes', suffix included; empty: all 1.
     pub level_weights: Vec<f32>,
     /// Whether content vectors are projected into the input.
     pub content: bool,
@@ -64,6 +67,7 @@ impl Default for RqtConfig {
             look_back: 1,
             dropout: 0.3,
             label_smoothing: 0.0,
+            code_weight: 1.0,
             level_weights: Vec::new(),
             content: true,
             item_embedding: false,
@@ -110,9 +114,14 @@ impl RqtConfig {
             let got = format!("{:?}", self.level_weights);
             return Err(Error::InvalidConfig { field: "level_weights", got, expected: "0 or more each".into() });
         }
-        if !(self.dense_weight >= 0.0 && self.dense_weight.is_finite()) {
-            let got = self.dense_weight.to_string();
-            return Err(Error::InvalidConfig { field: "dense_weight", got, expected: "0 or more".into() });
+        for (field, got) in [("code_weight", self.code_weight), ("dense_weight", self.dense_weight)] {
+            if !(got >= 0.0 && got.is_finite()) {
+                return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 or more".into() });
+            }
+        }
+        if self.code_weight == 0.0 && self.dense_weight == 0.0 {
+            let expected = "above 0 where `dense_weight` is 0, or nothing is trained".into();
+            return Err(Error::InvalidConfig { field: "code_weight", got: "0".into(), expected });
         }
         let most = if self.dense_weight > 0.0 { 1.0 } else { 0.0 };
         if !(0.0..=most).contains(&self.guide) {

@@ -316,7 +316,7 @@ impl Rqt {
         sampled_softmax(&own, &others, &ids, &drawn, LogQ::Corrected)
     }
 
-    /// Mean over targets of the summed cross-entropy of their codes, plus the weighted dense loss.
+    /// Mean over targets of the summed cross-entropy of their codes and of the dense loss, each by its weight.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
         let (levels, dim) = (self.levels(), self.config.dim);
         let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
@@ -340,8 +340,7 @@ impl Rqt {
         let memory = self.memory(&states, &positions, &seen)?;
         let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
         let mut loss = self.dense_loss(&states, &targets, mode)?;
-        let weights = &self.config.level_weights;
-        if !weights.is_empty() && weights.iter().all(|weight| *weight == 0.0) {
+        if self.config.code_weight == 0.0 {
             return loss.ok_or(Error::NoData { what: "losses of a weight above 0" });
         }
 
@@ -372,8 +371,9 @@ impl Rqt {
             }
             let codes = targets.iter().map(|t| u32::from(self.features.codes(*t)[level])).collect();
             let mut term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
-            if let Some(weight) = self.config.level_weights.get(level) {
-                term = (term * f64::from(*weight))?;
+            let weight = self.config.code_weight * self.config.level_weights.get(level).copied().unwrap_or(1.0);
+            if weight != 1.0 {
+                term = (term * f64::from(weight))?;
             }
             loss = Some(match loss {
                 Some(loss) => (loss + term)?,
