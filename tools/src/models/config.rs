@@ -57,13 +57,16 @@ fn guided() -> RqtConfig {
     }
 }
 
-/// What the presets of `rqt` and `sasrec` share: many small steps at one learning rate. With 256 windows a batch and a
-/// rate that fell to nothing the same models stopped half-trained.
+/// What the presets of `rqt` and `sasrec` share: many small steps at one learning rate, their weights averaged. With 256
+/// windows a batch and a rate that fell to nothing the same models stopped half-trained.
 fn steady() -> TrainConfig {
     TrainConfig {
         batch_size: 128,
         decay: Decay::Constant,
         weight_decay: 0.0,
+        ema_decay: 0.995,
+        eval_every: 4,
+        patience: 3,
         eval_users: 5000,
         ..TrainConfig::default()
     }
@@ -79,7 +82,7 @@ impl RunConfig {
         let config = match (model, preset) {
             ("rqt", "default") => Self {
                 model: ModelConfig::Rqt(guided()),
-                train: TrainConfig { max_epochs: 56, eval_every: 4, patience: 3, ..steady() },
+                train: TrainConfig { max_epochs: 56, ..steady() },
             },
             ("rqt", "demo") => Self {
                 model: ModelConfig::Rqt(guided()),
@@ -133,7 +136,7 @@ impl RunConfig {
                     loss: SasRecLoss::SampledSoftmax { negatives: 2048 },
                     ..SasRecConfig::default()
                 }),
-                train: TrainConfig { max_epochs: 32, eval_every: 4, patience: 3, ..steady() },
+                train: TrainConfig { max_epochs: 48, ..steady() },
             },
             ("sasrec", "quick") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }),
