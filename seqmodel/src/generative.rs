@@ -96,7 +96,7 @@ impl Generator for PackedRqt {
         search: &Search,
         trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
-        let encoded = self.model().encode(histories)?;
+        let encoded = self.encode(histories)?;
         let session = self.session(&encoded)?;
         let Some(guidance) = search.guidance else {
             return search.run(session, search.config, trace);

@@ -288,6 +288,9 @@ struct AskingArgs {
     /// Share of all places that new items get, 0 to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
     new_share: Option<f64>,
+    /// Histories whose encoding is kept for the next time they are asked for
+    #[arg(long, value_name = "N", default_value_t = 0, env = "SIDREC_HISTORY_CACHE")]
+    history_cache: usize,
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
     device: DeviceChoice,
@@ -298,8 +301,8 @@ struct AskingArgs {
 
 impl AskingArgs {
     fn asking(&self) -> Asking {
-        let Self { guide, new_share, device, weights } = *self;
-        Asking { guide, new_share, weights: weights.precision(), device }
+        let Self { guide, new_share, history_cache, device, weights } = *self;
+        Asking { guide, new_share, weights: weights.precision(), history_cache, device }
     }
 }
 

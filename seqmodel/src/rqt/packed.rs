@@ -4,15 +4,20 @@
 //! ([`RqtSession`](super::RqtSession)) is the reference.
 
 use super::{Encoded, Rqt};
+use crate::history_cache::HistoryCache;
 use crate::nn::{Keys, with_values};
 use crate::packed::{Packed, PackedBlock, PackedDecoder, PackedSession, Precision};
 use crate::{Error, Result};
-use std::sync::Mutex;
+use candle_core::{Device, Tensor};
+use rqvae::ItemIdx;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
 
 /// The decoder's weights of an [`Rqt`] as they were when this was made.
 pub struct PackedRqt {
     model: Rqt,
     decoder: PackedDecoder,
+    cache: Option<HistoryCache>,
 }
 
 impl PackedRqt {
@@ -40,7 +45,7 @@ impl PackedRqt {
             heads: heads.iter().map(head).collect::<Result<_>>()?,
             spare: Mutex::default(),
         };
-        Ok(Self { model: model.clone(), decoder })
+        Ok(Self { model: model.clone(), decoder, cache: None })
     }
 
     /// The model, which reads the histories.
@@ -48,7 +53,54 @@ impl PackedRqt {
         &self.model
     }
 
-    /// A decoding run over histories read by [`Rqt::encode`].
+    /// Keeps what it made of the last `histories` histories; 0: of none.
+    #[must_use]
+    pub fn keeping(mut self, histories: usize) -> Self {
+        self.cache = NonZeroUsize::new(histories).map(HistoryCache::new);
+        self
+    }
+
+    /// What is kept, where anything is.
+    pub fn kept(&self) -> Option<&HistoryCache> {
+        self.cache.as_ref()
+    }
+
+    /// Finds or reads histories, which must not be empty; see [`Rqt::encode`].
+    pub fn encode(&self, histories: &[&[ItemIdx]]) -> Result<Encoded> {
+        let Some(cache) = &self.cache else { return self.model.encode(histories) };
+        let (dim, cap, back) = (self.decoder.dim, self.model.config().history_cap, self.model.config().look_back);
+        let newest: Vec<&[ItemIdx]> = histories.iter().map(|h| &h[h.len().saturating_sub(cap)..]).collect();
+        let mut encoded: Vec<Option<Arc<[f32]>>> = newest.iter().map(|history| cache.get(history)).collect();
+        let missed: Vec<usize> = (0..newest.len()).filter(|at| encoded[*at].is_none()).collect();
+        if !missed.is_empty() {
+            let read = self.model.encode(&missed.iter().map(|at| newest[*at]).collect::<Vec<_>>())?;
+            let states = read.states.flatten_all()?.to_vec1::<f32>()?;
+            let memory = match &read.memory {
+                Some((memory, _)) => memory.flatten_all()?.to_vec1::<f32>()?,
+                None => Vec::new(),
+            };
+            let each = memory.len() / missed.len();
+            for (row, at) in missed.into_iter().enumerate() {
+                // The state, then what the decoder looks back at.
+                let numbers: Arc<[f32]> = [&states[row * dim..][..dim], &memory[row * each..][..each]].concat().into();
+                cache.put(newest[at], Arc::clone(&numbers));
+                encoded[at] = Some(numbers);
+            }
+        }
+        let all = || encoded.iter().flatten();
+        let (rows, device) = (encoded.len(), &Device::Cpu);
+        let states = Tensor::from_vec(all().flat_map(|x| x[..dim].to_vec()).collect(), (rows, dim), device)?;
+        let memory = if back > 1 {
+            let memory = all().flat_map(|x| x[dim..].to_vec()).collect();
+            let exist = newest.iter().map(|history| back.min(history.len()) as u32).collect();
+            Some((Tensor::from_vec(memory, (rows, back, dim), device)?, Keys::First(Arc::new(exist))))
+        } else {
+            None
+        };
+        Ok(Encoded { states, memory })
+    }
+
+    /// A decoding run over histories read by [`PackedRqt::encode`].
     ///
     /// # Errors
     /// The states are of another model's shape.
@@ -86,8 +138,7 @@ mod tests {
     use crate::rqt::{RqtConfig, RqtSession};
     use beam::{BeamConfig, CpuKernel, LiveMask, SimdKernel, Trie, search};
     use proptest::prelude::*;
-    use rqvae::{Code, ItemIdx, SidSpec, SidTable};
-    use std::sync::Arc;
+    use rqvae::{Code, SidSpec, SidTable};
 
     /// Sums of a few hundred products of numbers around 1, in another order, through some layers.
     const TOLERANCE: f32 = 2e-4;

@@ -5,12 +5,14 @@
 
 use super::Tiger;
 use crate::Result;
+use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
     Bias, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, norm, on_threads, threads,
 };
 use rqvae::ItemIdx;
-use std::sync::Mutex;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
 
 /// The weights of a [`Tiger`] as they were when this was made.
 pub struct PackedTiger {
@@ -21,6 +23,7 @@ pub struct PackedTiger {
     encoder_norm: Vec<f32>,
     /// Its `codes` are all tokens, those of no level behind the others.
     decoder: PackedDecoder,
+    cache: Option<HistoryCache>,
 }
 
 impl PackedTiger {
@@ -63,6 +66,7 @@ impl PackedTiger {
             encoder: blocks(model.encoder())?,
             encoder_norm: with_values(encoder_norm.weight(), <[f32]>::to_vec)?,
             decoder,
+            cache: None,
             model: model.clone(),
         })
     }
@@ -70,6 +74,18 @@ impl PackedTiger {
     /// The model it was made of.
     pub fn model(&self) -> &Tiger {
         &self.model
+    }
+
+    /// Keeps what it made of the last `histories` histories; 0: of none.
+    #[must_use]
+    pub fn keeping(mut self, histories: usize) -> Self {
+        self.cache = NonZeroUsize::new(histories).map(HistoryCache::new);
+        self
+    }
+
+    /// What is kept, where anything is.
+    pub fn kept(&self) -> Option<&HistoryCache> {
+        self.cache.as_ref()
     }
 
     /// A decoding run over `histories`, which must not be empty.
@@ -85,8 +101,22 @@ impl PackedTiger {
         &self.decoder.codes[token * self.dim..][..self.dim]
     }
 
-    /// Reads a history, one of `requests`.
+    /// Finds or reads a history, one of `requests`, and makes `request` ready to decode.
     fn encode(&self, history: &[ItemIdx], request: &mut Request, requests: usize) {
+        let newest = &history[history.len().saturating_sub(self.model.config().history_cap)..];
+        let kept = self.cache.as_ref().and_then(|cache| cache.get(newest));
+        let states = kept.unwrap_or_else(|| {
+            let states: Arc<[f32]> = self.read(newest, request, requests).into();
+            if let Some(cache) = &self.cache {
+                cache.put(newest, Arc::clone(&states));
+            }
+            states
+        });
+        self.decoder.start(request, self.row(self.model.start_row()), Some(&states));
+    }
+
+    /// States of a history: -> (tokens, dim).
+    fn read(&self, history: &[ItemIdx], request: &mut Request, requests: usize) -> Vec<f32> {
         let tokens = self.model.history_tokens(history);
         let mut x = std::mem::take(&mut request.x);
         x.clear();
@@ -101,7 +131,7 @@ impl PackedTiger {
             row.iter_mut().zip(&self.encoder_norm).for_each(|(x, scale)| *x *= scale);
         }
         request.x = x;
-        self.decoder.start(request, self.row(self.model.start_row()), Some(&states));
+        states
     }
 }
 

@@ -80,10 +80,9 @@ impl RunConfig {
     pub fn preset(model: &str, preset: &str) -> Result<Self> {
         let train = TrainConfig::default();
         let config = match (model, preset) {
-            ("rqt", "default") => Self {
-                model: ModelConfig::Rqt(guided()),
-                train: TrainConfig { max_epochs: 56, ..steady() },
-            },
+            ("rqt", "default") => {
+                Self { model: ModelConfig::Rqt(guided()), train: TrainConfig { max_epochs: 56, ..steady() } }
+            }
             ("rqt", "demo") => Self {
                 model: ModelConfig::Rqt(guided()),
                 train: TrainConfig {

@@ -51,6 +51,8 @@ pub struct Asking {
     pub new_share: Option<f64>,
     /// How the search keeps the weights of its decoder.
     pub weights: Precision,
+    /// Histories whose encoding is kept for the next time they are asked for; on a GPU none is.
+    pub history_cache: usize,
     /// Where it computes.
     pub device: DeviceChoice,
 }
@@ -124,10 +126,15 @@ impl Model {
 
     /// The generative face, where it has one: packed weights of now.
     pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
+        let Asking { weights, history_cache, .. } = self.asking;
         let generative = match (&self.network, &self.device) {
-            (Network::Rqt(rqt), None) => Generative::new(PackedRqt::stored_as(rqt, self.asking.weights)?, trie, width),
+            (Network::Rqt(rqt), None) => {
+                let packed = PackedRqt::stored_as(rqt, weights)?;
+                Generative::new(packed.keeping(history_cache), trie, width)
+            }
             (Network::Tiger(tiger), None) => {
-                Generative::new(PackedTiger::stored_as(tiger, self.asking.weights)?, trie, width)
+                let packed = PackedTiger::stored_as(tiger, weights)?;
+                Generative::new(packed.keeping(history_cache), trie, width)
             }
             (Network::Rqt(rqt), Some(device)) => {
                 Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
