@@ -7,6 +7,8 @@ mod lloyd;
 mod matmul;
 mod opq;
 mod residual_kmeans;
+#[cfg(feature = "simd-kmeans")]
+mod simd_kmeans;
 
 pub(crate) use balanced::balanced_lloyd;
 pub(crate) use centered::Centered;
