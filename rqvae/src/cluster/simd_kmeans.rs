@@ -24,8 +24,8 @@ use std::cell::RefCell;
 const LANES: usize = 16;
 
 impl Kmeans {
-    /// As [`Kmeans::fit`], by the crate `kmeans`: `points` (items, dim), at least as many as clusters. Equal input gives
-    /// equal bits, for any number of threads. Holds a second copy of the points.
+    /// As [`Kmeans::fit`], by the crate `kmeans`: `points` (items, dim), at least as many as clusters. Holds a second copy
+    /// of the points.
     ///
     /// # Errors
     /// As [`Kmeans::fit`], and [`Error::InvalidConfig`] where there are fewer points than clusters.
