@@ -15,6 +15,7 @@ use beam::LiveMask;
 use rqvae::{ItemIdx, QuantizerConfig, Vectors};
 use seqmodel::baseline::{ContentKnn, Popular};
 use seqmodel::data::{Case, Histories};
+use seqmodel::hybrid::mixing::with_slots;
 use seqmodel::train::EpochRecord;
 use seqmodel::{Generative, LeaveOneOut, Query, Retriever, Scored};
 use std::collections::HashSet;
@@ -154,16 +155,9 @@ fn only_new(
     Ok(knn.retrieve(&queries, K)?)
 }
 
-/// `ceil(epsilon * k)` places at the end of each list go to new items.
+/// Lists with places at the end for new items.
 fn with_quota(warm: &[Vec<Scored>], new: &[Vec<Scored>]) -> Vec<Vec<Scored>> {
-    let slots = (EPSILON * K as f64).ceil() as usize;
-    warm.iter()
-        .zip(new)
-        .map(|(warm, new)| {
-            let slots = slots.min(new.len());
-            warm.iter().take(K - slots).chain(new.iter().take(slots)).copied().collect()
-        })
-        .collect()
+    warm.iter().zip(new).map(|(warm, new)| with_slots(warm, new, EPSILON, K)).collect()
 }
 
 fn row(

@@ -74,6 +74,11 @@ pub fn build(job: &StreamJob, interrupt: Option<&Interrupt>) -> Result<ShardsMan
     if job.fit_items == 0 || job.shard_items == 0 {
         return Err(fault(Fault::Usage, "--fit-items and --shard-items: expected 1 or more"));
     }
+    if job.options.dedupe_last {
+        let reason =
+            "--dedupe last: a stream has written an item before it meets the next of that name; build without --stream";
+        return Err(fault(Fault::Usage, reason));
+    }
     let stopped = || match interrupt.and_then(Interrupt::signal) {
         None => Ok(()),
         Some(signal) => Err(fault(Fault::Interrupted(signal), "interrupted; go on with --resume")),

@@ -210,6 +210,10 @@ fn what_cannot_be_built_is_named() {
     assert!(code == 65 && message.contains("300 items"), "{code} {message}");
     let (code, _) = refused("fine.jsonl", &rows, 0);
     assert_eq!(code, 2);
+    let path = dir.path().join("fine.jsonl");
+    let mut last = job(&path, &quantizer, &out);
+    last.options.dedupe_last = true;
+    assert_eq!(exit_code(&build(&last, None).unwrap_err()), 2);
     let (code, message) = refused("x.parquet", "PAR1 and nothing else", 10);
     assert!(code == 65 && message.contains("x.parquet"), "{code} {message}");
 }
