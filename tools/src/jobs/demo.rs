@@ -6,6 +6,7 @@ use crate::error::{Fault, cannot_create, fault};
 use crate::interrupt::Interrupt;
 use crate::jobs::build_sids::{Content, build};
 use crate::jobs::cold;
+use crate::jobs::counts::TrainCounts;
 use crate::jobs::eval::{Question, measure};
 use crate::jobs::inspect::tokenizer;
 use crate::jobs::train::{Recorder, features, fit};
@@ -169,6 +170,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
         let checkpoints = if keep { Some(CheckpointDir::create(&run)?) } else { None };
         if keep {
             rqvae::write_atomic(&run.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
+            TrainCounts::of(&split, catalogue.keys.len()).write(&run)?;
         }
         let mut recorder = Recorder::new(&format!("train {name}"), config.train.max_epochs, None);
         let outcome = fit(&model, config, catalogue, &split, checkpoints.as_ref(), false, &mut recorder, &interrupted)?;
