@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct HistoryCache {
     kept: Mutex<LruCache<Box<[ItemIdx]>, Arc<[f32]>>>,
+    histories: NonZeroUsize,
     found: AtomicU64,
     missed: AtomicU64,
 }
@@ -20,7 +21,9 @@ pub struct HistoryCache {
 impl HistoryCache {
     /// Room for so many histories.
     pub fn new(histories: NonZeroUsize) -> Self {
-        Self { kept: Mutex::new(LruCache::new(histories)), found: AtomicU64::new(0), missed: AtomicU64::new(0) }
+        // Bounded by hand: the crate's own bound takes the room for all of them at once.
+        let kept = Mutex::new(LruCache::unbounded());
+        Self { kept, histories, found: AtomicU64::new(0), missed: AtomicU64::new(0) }
     }
 
     /// How many histories were found and how many had to be read.
@@ -36,7 +39,11 @@ impl HistoryCache {
     }
 
     pub(crate) fn put(&self, history: &[ItemIdx], encoded: Arc<[f32]>) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).put(history.into(), encoded);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.put(history.into(), encoded);
+        if kept.len() > self.histories.get() {
+            kept.pop_lru();
+        }
     }
 }
 
@@ -66,6 +73,8 @@ mod tests {
         cache.put(&history(2), Arc::from([2.0]));
         assert!(cache.get(&history(1)).is_none() && cache.get(&history(0)).is_some());
         assert_eq!(cache.counts(), (2, 1));
+        // Room that no machine has costs nothing until it is used.
+        assert!(room(usize::MAX).get(&history(0)).is_none());
     }
 
     /// Lists of histories that are kept, read, or both in one batch are those of a model that keeps nothing; what lies

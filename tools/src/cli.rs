@@ -288,7 +288,7 @@ struct AskingArgs {
     /// Share of all places that new items get, 0 to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
     new_share: Option<f64>,
-    /// Histories whose encoding is kept for the next time they are asked for
+    /// Histories whose encoding is kept for the next time they are asked for (rqt and tiger on the processor)
     #[arg(long, value_name = "N", default_value_t = 0, env = "SIDREC_HISTORY_CACHE")]
     history_cache: usize,
     /// Where to compute

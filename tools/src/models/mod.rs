@@ -172,6 +172,11 @@ impl Model {
             };
             checked.map_err(|e| fault(Fault::Usage, format!("--new-share {new_share}: {e:#}")))?;
         }
+        if asking.history_cache > 0 && !matches!(self.network, Network::Rqt(_) | Network::Tiger(_)) {
+            let reason =
+                format!("--history-cache: model `{}` keeps no histories; rqt and tiger do", self.config.name());
+            return Err(fault(Fault::Usage, reason));
+        }
         self.device = gpu::device(asking.device)?;
         self.asking = asking;
         Ok(self)
