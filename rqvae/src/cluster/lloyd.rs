@@ -4,6 +4,7 @@
 //! Paper: Arthur and Vassilvitskii 2007, k-means++; Lloyd 1982.
 //! Deviations: a cluster that has lost all its points moves to the point that lies farthest from its centroid.
 
+use super::dots::dots;
 use super::matmul::{Matrix, matmul};
 use crate::{Code, Error, Result, SeededRng, Vectors};
 use rand::Rng;
@@ -203,7 +204,7 @@ fn closer(points: &[f32], dim: usize, norms: &[f32], distances: &[f32], candidat
     let sums: Vec<Vec<f64>> = blocks
         .enumerate()
         .map(|(block, (tried, x))| {
-            matmul(tried, Matrix::new(x, x.len() / dim, dim), Matrix::new(&chosen, width, dim).t());
+            dots(tried, x, &chosen, dim);
             let mut sums = vec![0f64; width];
             for (row, tried) in tried.chunks_exact_mut(width).enumerate() {
                 let at = block * BLOCK + row;

@@ -2,6 +2,7 @@
 
 mod balanced;
 mod centered;
+mod dots;
 mod hierarchical;
 mod lloyd;
 mod matmul;
