@@ -46,6 +46,12 @@ impl<'a> LeaveOneOut<'a> {
         if all.len() < 3 { all } else { &all[..all.len() - 2] }
     }
 
+    /// What may be known of every user when the questions of `split` are asked; of those without a question, everything.
+    pub fn known(&self, split: Split) -> Vec<&'a [ItemIdx]> {
+        let of = |user| self.case(user, split).map_or_else(|| self.histories.of(user), |case| case.history);
+        (0..self.users()).map(of).collect()
+    }
+
     /// The question about `user`, if it has enough interactions.
     pub fn case(&self, user: usize, split: Split) -> Option<Case<'a>> {
         let all = self.histories.of(user);
@@ -76,5 +82,7 @@ mod tests {
         let test = split.cases(Split::Test);
         assert_eq!((test.len(), test[0].history, test[0].target), (1, &items(&[1, 2, 3])[..], ItemIdx(4)));
         assert_eq!(split.cases(Split::Val)[0].target, ItemIdx(3));
+        assert_eq!(split.known(Split::Test), [items(&[1, 2, 3]), items(&[5, 6])]);
+        assert_eq!(split.known(Split::Val), [items(&[1, 2]), items(&[5, 6])]);
     }
 }

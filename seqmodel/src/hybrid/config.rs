@@ -14,12 +14,16 @@ pub struct HybridConfig {
     pub generative_weight: f32,
     /// Followers that are kept of each item.
     pub followers: usize,
-    /// Weight of a generated item's probability beside the score of its followers.
-    pub beams: f32,
-    /// Weight of the content kernel beside it.
-    pub content: f32,
+    /// What an item's place among the followers of the history weighs where its place among the beams weighs 1.
+    pub followed: f32,
+    /// What its place by content to the history weighs.
+    pub alike: f32,
+    /// Added to each place before it is inverted: the larger it is, the less first places stand out.
+    pub rank_offset: f32,
     /// Weight, in units of the content's, of the scores that a new item borrows from the warm items it is like.
     pub borrowed: f32,
+    /// Weight, in the same units, of the probability by which a place of the list defends itself against new items.
+    pub certainty: f32,
     /// Warm items that a new item borrows from.
     pub lenders: usize,
     /// Share of all places that new items get, on average over users; each user's list has them where they promise most.
@@ -32,9 +36,11 @@ impl Default for HybridConfig {
             rqt: RqtConfig::default(),
             generative_weight: 1.0,
             followers: 64,
-            beams: 1.0,
-            content: 0.02,
+            followed: 0.6,
+            alike: 0.4,
+            rank_offset: 10.0,
             borrowed: 3.0,
+            certainty: 50.0,
             lenders: 10,
             new_share: 0.1,
         }
@@ -47,9 +53,11 @@ impl HybridConfig {
         self.rqt.validate()?;
         let weights = [
             ("generative_weight", self.generative_weight),
-            ("beams", self.beams),
-            ("content", self.content),
+            ("followed", self.followed),
+            ("alike", self.alike),
+            ("rank_offset", self.rank_offset),
             ("borrowed", self.borrowed),
+            ("certainty", self.certainty),
         ];
         for (field, got) in weights {
             if !(got >= 0.0 && got.is_finite()) {

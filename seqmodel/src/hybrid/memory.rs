@@ -6,19 +6,19 @@ use crate::baseline::{ContentKernel, Transitions};
 use crate::retrieve::{Query, Scored, top_k};
 use rayon::prelude::*;
 use rqvae::{ItemIdx, Vectors};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Warm and new items for one question, best first each. Scores of the two are on one scale but for a constant.
+/// Warm and new items for one question, best first each.
 #[derive(Debug, Clone, Default)]
 pub struct Ranked {
-    /// Items that training has seen.
+    /// Items that training has seen. A score is what the place is worth to a new item that wants it, whoever stands there:
+    /// the n-th largest probability of the beams, weighted; 0 behind them.
     pub warm: Vec<Scored>,
     /// Items that it has not.
     pub new: Vec<Scored>,
 }
 
-/// Warm items that are scored by content too, for each place of the list.
-const CONTENT_PER_PLACE: usize = 4;
 /// Sharpness of the weights that a new item gives its lenders.
 const LENDER_TEMPERATURE: f32 = 0.05;
 
@@ -36,6 +36,23 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// What `histories` tell: counts, and the items that occur in them.
+    ///
+    /// # Errors
+    /// The content is not finite.
+    pub fn of(
+        histories: &[&[ItemIdx]],
+        content: &Vectors,
+        live: &dyn Fn(ItemIdx) -> bool,
+        config: &HybridConfig,
+        tie_hash: &[u64],
+    ) -> Result<Self> {
+        let mut seen = vec![false; content.rows()];
+        histories.iter().copied().flatten().for_each(|item| seen[item.0 as usize] = true);
+        let transitions = Transitions::fit(histories, tie_hash, config.followers);
+        Self::new(transitions, content, seen, live, config, tie_hash)
+    }
+
     /// From followers and content; `seen` tells items of training, `live` those that may be found.
     ///
     /// # Errors
@@ -78,33 +95,55 @@ impl Memory {
         !self.new.is_empty()
     }
 
-    /// At most `k` warm and `k` new items after the history of `query`; `generated` warm items, with their probabilities,
-    /// join the warm ones. An empty history gets nothing.
+    /// At most `k` warm and `k` new items after the history of `query`; `generated` warm items, best first with their
+    /// probabilities, are ranked among the warm ones. An empty history gets nothing.
     pub fn rank(&self, query: &Query, generated: &[Scored], k: usize) -> Ranked {
         if query.history.is_empty() {
             return Ranked::default();
         }
         let mut scores = self.transitions.scores(query.history);
         let new = self.rank_new(query, &scores, k);
-        for found in generated {
-            scores[found.item.0 as usize] += self.config.beams * found.score;
-        }
         let usable = self.seen.iter().zip(&self.live).map(|(seen, live)| *seen && *live);
         scores.iter_mut().zip(usable).filter(|(_, usable)| !usable).for_each(|(s, _)| *s = f32::NEG_INFINITY);
         query.exclude.iter().for_each(|item| scores[item.0 as usize] = f32::NEG_INFINITY);
-        let mut warm = top_k(&scores, CONTENT_PER_PLACE * k, &self.tie_hash);
-        let content = self.kernel.scores(query.history, warm.iter().map(|s| s.item));
-        warm.iter_mut().zip(content).for_each(|(scored, near)| scored.score += self.config.content * near);
-        self.sort(&mut warm);
+        let beams: Vec<Scored> =
+            generated.iter().filter(|s| scores[s.item.0 as usize] > f32::NEG_INFINITY).copied().collect();
+        let followers = top_k(&scores, k, &self.tie_hash);
+        let mut warm = self.fused(query.history, &beams, &followers);
         warm.truncate(k);
+        let worth = beams.iter().map(|s| s.score).chain(std::iter::repeat(0.0));
+        warm.iter_mut().zip(worth).for_each(|(s, worth)| s.score = self.config.certainty * worth);
         Ranked { warm, new }
+    }
+
+    /// What is among the beams or the followers, ranked anew by its places there and by content: reciprocal ranks, since
+    /// the three scores have no scale in common.
+    fn fused(&self, history: &[ItemIdx], beams: &[Scored], followers: &[Scored]) -> Vec<Scored> {
+        let HybridConfig { followed, alike, rank_offset, .. } = self.config;
+        let mut points: BTreeMap<u32, f32> = beams.iter().chain(followers).map(|s| (s.item.0, 0.0)).collect();
+        let candidates: Vec<ItemIdx> = points.keys().map(|item| ItemIdx(*item)).collect();
+        let near = self.kernel.scores(history, candidates.iter().copied());
+        let mut near: Vec<Scored> =
+            candidates.into_iter().zip(near).map(|(item, score)| Scored { item, score }).collect();
+        self.sort(&mut near);
+        // What follows nothing of the history is a candidate to fill the list, and has no place among the followers.
+        let following = followers.partition_point(|s| s.score > 0.0);
+        for (list, weight) in [(beams, 1.0), (&followers[..following], followed), (&near[..], alike)] {
+            for (place, scored) in list.iter().enumerate() {
+                *points.entry(scored.item.0).or_default() += weight / (rank_offset + (place + 1) as f32);
+            }
+        }
+        let mut all: Vec<Scored> =
+            points.into_iter().map(|(item, score)| Scored { item: ItemIdx(item), score }).collect();
+        self.sort(&mut all);
+        all
     }
 
     fn rank_new(&self, query: &Query, scores: &[f32], k: usize) -> Vec<Scored> {
         let near = self.kernel.scores(query.history, self.new.iter().map(|(item, _)| *item));
         let score = |((item, lenders), near): (&(ItemIdx, Vec<Scored>), f32)| {
             let lent: f32 = lenders.iter().map(|lender| lender.score * scores[lender.item.0 as usize]).sum();
-            Scored { item: *item, score: self.config.content * (near + self.config.borrowed * lent) }
+            Scored { item: *item, score: near + self.config.borrowed * lent }
         };
         let free = |scored: &Scored| !query.exclude.contains(&scored.item);
         let mut new: Vec<Scored> = self.new.iter().zip(near).map(score).collect();
@@ -153,7 +192,8 @@ mod tests {
         let generated = [Scored { item: ItemIdx(0), score: 0.5 }, Scored { item: ItemIdx(4), score: 0.4 }];
         let ranked = memory(1.0).rank(&query, &generated, 5);
         assert_eq!(ranked.warm.iter().map(|s| s.item.0).collect::<Vec<_>>(), [0]);
-        assert!(ranked.warm[0].score >= 0.5);
+        // The place is worth the largest probability of those that may be found.
+        assert_eq!(ranked.warm[0].score, HybridConfig::default().certainty * 0.5);
         assert_eq!(ranked.new.iter().map(|s| s.item.0).collect::<Vec<_>>(), [3]);
     }
 }

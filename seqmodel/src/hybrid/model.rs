@@ -68,7 +68,7 @@ impl Hybrid {
         &self.rqt
     }
 
-    /// Counts `histories`, which are what training may see.
+    /// Counts `histories`: what is known when the model is asked.
     pub fn count(&self, histories: &[&[ItemIdx]], seed: u64) -> Result<()> {
         let (items, most) = (self.features.len(), self.config.followers);
         let mut seen = vec![0f32; items];

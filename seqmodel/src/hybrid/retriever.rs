@@ -4,9 +4,7 @@ use super::mixing::{bias_for, most_places, placed};
 use super::{Hybrid, Memory, Ranked};
 use crate::generative::Generative;
 use crate::retrieve::{Query, Retriever, Scored};
-use crate::rqt::PackedRqt;
 use crate::{Error, Result};
-use beam::Trie;
 use rayon::prelude::*;
 
 /// Warm items that are ranked for a list of `k`.
@@ -24,20 +22,20 @@ pub struct HybridRetriever {
 }
 
 impl HybridRetriever {
-    /// Over the items of `trie`, by beams of `width`; `new_share` instead of the configured share of places for new items,
-    /// where one is given.
+    /// Over the items that `generative`, a search by the generative part of `model`, may return; `new_share` instead of the
+    /// configured share of places for new items, where one is given.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the share is none.
-    pub fn new(model: &Hybrid, trie: &Trie, width: usize, tie_hash: &[u64], new_share: Option<f64>) -> Result<Self> {
+    pub fn new(model: &Hybrid, generative: Generative, tie_hash: &[u64], new_share: Option<f64>) -> Result<Self> {
         let share = new_share.unwrap_or(model.config().new_share);
         if !(0.0..=1.0).contains(&share) {
             let (field, got) = ("new_share", share.to_string());
             return Err(Error::InvalidConfig { field, got, expected: "0 to 1".into() });
         }
-        let memory = model.memory(&|item| trie.leaf(item).is_some(), tie_hash)?;
-        let warm = trie.live(|item| memory.seen(item));
-        let generative = Generative::new(PackedRqt::new(model.rqt())?, trie, width).with_live(warm);
+        let memory = model.memory(&|item| generative.trie().leaf(item).is_some(), tie_hash)?;
+        let warm = generative.trie().live(|item| memory.seen(item));
+        let generative = generative.with_live(warm);
         let mut made = Self { memory, generative, share, bias: f32::NEG_INFINITY };
         if made.memory.has_new() && share > 0.0 {
             let sample = model.sample()?;
@@ -47,6 +45,12 @@ impl HybridRetriever {
             made.bias = bias_for(&lists, share, CALIBRATED_AT, most_places(share, CALIBRATED_AT));
         }
         Ok(made)
+    }
+
+    /// A memory beside a search, without places for new items: what a trained generative model is worth with it.
+    pub fn beside(memory: Memory, generative: Generative) -> Self {
+        let warm = generative.trie().live(|item| memory.seen(item));
+        Self { memory, generative: generative.with_live(warm), share: 0.0, bias: f32::NEG_INFINITY }
     }
 
     /// Warm and new items for each query, at least `k` of both where they exist.

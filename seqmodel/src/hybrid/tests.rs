@@ -6,8 +6,8 @@ use crate::data::{Histories, Window, windows};
 use crate::dense::{TwoTower, TwoTowerConfig, TwoTowerRetriever};
 use crate::loss::LogQ;
 use crate::nn::Parameters;
-use crate::rqt::RqtConfig;
-use crate::{ItemFeatures, LeaveOneOut, Query, Retriever};
+use crate::rqt::{PackedRqt, RqtConfig};
+use crate::{Generative, ItemFeatures, LeaveOneOut, Query, Retriever};
 use beam::Trie;
 use rqvae::{ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, Vectors, mix};
 use std::sync::Arc;
@@ -44,6 +44,11 @@ fn hybrid(new_share: f64) -> (Hybrid, Parameters) {
     let known: Vec<&[ItemIdx]> = (0..split.users()).map(|user| split.train(user)).collect();
     model.count(&known, 1).unwrap();
     (model, params)
+}
+
+fn search(model: &Hybrid) -> Generative {
+    let trie = Trie::build(features().sids()).unwrap();
+    Generative::new(PackedRqt::new(model.rqt()).unwrap(), &trie, 30)
 }
 
 fn ties() -> Vec<u64> {
@@ -85,8 +90,7 @@ fn gradients_reach_what_learns_and_leave_what_is_counted() {
 #[test]
 fn new_items_are_found_by_what_they_are_like() {
     let (model, params) = hybrid(0.1);
-    let trie = Trie::build(features().sids()).unwrap();
-    let retriever = HybridRetriever::new(&model, &trie, 30, &ties(), None).unwrap();
+    let retriever = HybridRetriever::new(&model, search(&model), &ties(), None).unwrap();
     let histories: Vec<[ItemIdx; 1]> = (24..NEW).map(|item| [ItemIdx(item)]).collect();
     let queries: Vec<Query> = histories.iter().map(|h| Query { history: h, exclude: h }).collect();
     let ranked = retriever.ranked(&queries, 5).unwrap();
@@ -94,18 +98,18 @@ fn new_items_are_found_by_what_they_are_like() {
     assert!(right >= 6, "{right} of 8");
     assert!(ranked.iter().all(|r| r.warm.iter().all(|s| s.item.0 < NEW) && r.new.iter().all(|s| s.item.0 >= NEW)));
     // Without a share, nothing new; with everything warm left out, nothing but new.
-    let none = HybridRetriever::new(&model, &trie, 30, &ties(), Some(0.0)).unwrap();
+    let none = HybridRetriever::new(&model, search(&model), &ties(), Some(0.0)).unwrap();
     let lists = none.retrieve(&queries, 10).unwrap();
     assert!(lists.iter().flatten().all(|s| s.item.0 < NEW));
     let warm: Vec<ItemIdx> = (0..NEW).map(ItemIdx).collect();
     let only_new = retriever.retrieve(&[Query { history: &histories[0], exclude: &warm }], 4).unwrap();
     assert!(only_new[0].len() == 4 && only_new[0].iter().all(|s| s.item.0 >= NEW));
-    assert!(HybridRetriever::new(&model, &trie, 30, &ties(), Some(1.5)).is_err());
+    assert!(HybridRetriever::new(&model, search(&model), &ties(), Some(1.5)).is_err());
     // Counts are part of a checkpoint: the same parameters answer the same.
     let other = Parameters::new(9);
     let again = Hybrid::new(model.config(), features(), &other.builder()).unwrap();
     other.assign(&params.snapshot().unwrap().into_iter().collect()).unwrap();
-    let again = HybridRetriever::new(&again, &trie, 30, &ties(), None).unwrap();
+    let again = HybridRetriever::new(&again, search(&again), &ties(), None).unwrap();
     assert_eq!(again.retrieve(&queries, 5).unwrap(), retriever.retrieve(&queries, 5).unwrap());
 }
 
@@ -117,11 +121,10 @@ fn lists_do_not_depend_on_the_batch_or_on_the_index() {
     let some: Vec<&[ItemIdx]> = histories.iter().take(9).collect();
     let queries: Vec<Query> = some.iter().map(|history| Query { history, exclude: history }).collect();
     let (model, _) = hybrid(0.2);
-    let trie = Trie::build(features().sids()).unwrap();
     let (exact, _) = towers(&TwoTowerConfig::default());
     let (ivf, _) = towers(&TwoTowerConfig { ivf_lists: 4, ivf_probes: 4, ..TwoTowerConfig::default() });
     let retrievers: [Box<dyn Retriever>; 3] = [
-        Box::new(HybridRetriever::new(&model, &trie, 30, &ties(), None).unwrap()),
+        Box::new(HybridRetriever::new(&model, search(&model), &ties(), None).unwrap()),
         Box::new(TwoTowerRetriever::new(&exact, &ties()).unwrap()),
         Box::new(TwoTowerRetriever::new(&ivf, &ties()).unwrap()),
     ];

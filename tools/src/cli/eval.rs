@@ -9,7 +9,6 @@ use crate::progress::Stage;
 use crate::table::{Interactions, ReadOptions, read_interactions};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use rqvae::ItemIdx;
 use seqmodel::{LeaveOneOut, Retriever, Split};
 use std::path::PathBuf;
 
@@ -99,8 +98,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let ties = catalogue.keys.tie_hash();
     let Some(run) = &args.run else {
         let name = args.baseline.as_deref().unwrap_or_default();
-        let split = LeaveOneOut::new(&interactions.histories);
-        let known: Vec<&[ItemIdx]> = split.cases(question.split).iter().map(|case| case.history).collect();
+        let known = LeaveOneOut::new(&interactions.histories).known(question.split);
         let stage = Stage::new(&format!("fit {name}"), 0);
         let retriever = baselines::fit(name, &known, &catalogue.content, ties, args.seed)?;
         stage.done(&format!("{} histories", known.len()));
@@ -108,6 +106,10 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     };
     let trained = args.ask.load(run, &catalogue)?;
     let width = args.ask.beam as usize;
+    if question.split == Split::Val {
+        // A run remembers all but the test targets.
+        trained.model.remember(&LeaveOneOut::new(&interactions.histories).known(Split::Val), trained.seed)?;
+    }
     let retriever = trained.model.retriever(&catalogue.trie, width, ties)?;
     if let Some(generative) = trained.model.generative(&catalogue.trie, width)? {
         question.score = generative.score_name()?;

@@ -34,6 +34,15 @@ pub(super) fn matched(
     found
 }
 
+/// The drafts of another scorer in the order of the generative model's own scores, which `exact` has of unseen items (Ding
+/// et al. 2024, SpecGR, sec. 3.2: draft, verify); drafts that are not among its best are refused.
+pub(super) fn verified(drafts: &[Scored], exact: &[Scored]) -> Vec<Scored> {
+    /// Drafts that are looked at.
+    const DRAFTS: usize = 10;
+    let drafted = |scored: &&Scored| drafts.iter().take(DRAFTS).any(|draft| draft.item == scored.item);
+    exact.iter().filter(drafted).copied().collect()
+}
+
 /// Two rankings as one, by the sum of reciprocal ranks (Cormack et al. 2009, constant 60); ties by item hash.
 pub(super) fn fused(a: &[Scored], b: &[Scored], tie_hash: &[u64]) -> Vec<Scored> {
     let mut scores: BTreeMap<ItemIdx, f32> = BTreeMap::new();
@@ -73,6 +82,13 @@ mod tests {
         assert_eq!(found(3), [0u32; 0]);
         assert_eq!(found(2), [1]);
         assert_eq!(found(1), [2, 1]);
+    }
+
+    #[test]
+    fn drafts_are_ranked_by_who_verifies_them() {
+        assert_eq!(ids(&verified(&list(&[1, 2, 3, 4]), &list(&[3, 9, 1]))), [3, 1]);
+        let many: Vec<u32> = (0..30).collect();
+        assert_eq!(ids(&verified(&list(&many), &list(&[20, 9]))), [9]);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The methods of the table: what each ranks among warm items, and what it puts into the places of unseen ones.
 
 use super::Setting;
-use super::matching::{fused, matched};
+use super::matching::{fused, matched, verified};
 use crate::jobs::baselines;
 use crate::models::Model;
 use anyhow::Result;
 use rand::seq::SliceRandom;
 use rqvae::{ItemIdx, SeededRng};
-use seqmodel::baseline::{ContentKernel, ContentKnn, Transitions};
+use seqmodel::baseline::{ContentKernel, ContentKnn};
 use seqmodel::hybrid::mixing::{bias_for, most_places, placed, with_slots};
 use seqmodel::hybrid::{HybridConfig, Memory, Ranked};
 use seqmodel::{Query, Retriever, Scored};
@@ -87,13 +87,10 @@ impl Setting<'_> {
 
     /// The hybrid's memory, of what training may see.
     fn memory(&self) -> Result<Memory> {
-        let known = self.held.known();
-        let transitions = Transitions::fit(&known, self.ties, baselines::FOLLOWERS);
-        let seen: Vec<bool> = self.held.counts().iter().map(|count| *count > 0).collect();
-        let config = HybridConfig::default();
+        let counts = self.held.counts();
         // What never occurs in the data is neither held out nor seen: the protocol does not ask about it.
-        let live = |item: ItemIdx| self.held.unseen[item.0 as usize] || seen[item.0 as usize];
-        Ok(Memory::new(transitions, self.content, seen.clone(), &live, &config, self.ties)?)
+        let live = |item: ItemIdx| self.held.unseen[item.0 as usize] || counts[item.0 as usize] > 0;
+        Ok(Memory::of(&self.held.known(), self.content, &live, &HybridConfig::default(), self.ties)?)
     }
 
     /// Warm and unseen items by the memory, with what was `generated` for each question.
@@ -200,7 +197,9 @@ impl Setting<'_> {
                 methods.with(&format!("{name}, {codes}-code match"), Places::Slots, &warm, &lists);
             }
             let both = Arc::new(near.iter().zip(&exact).map(|(a, b)| fused(a, b, self.ties)).collect());
+            let drafted = Arc::new(kernel.iter().zip(&exact).map(|(drafts, exact)| verified(drafts, exact)).collect());
             methods.with(&format!("{name}, unseen scored exactly"), Places::Slots, &warm, &Arc::new(exact));
+            methods.with(&format!("{name}, unseen drafted and verified"), Places::Slots, &warm, &drafted);
             methods.with(&format!("{name} + content-knn, slots"), Places::Slots, &warm, &near);
             methods.with(&format!("{name} + content-kernel, slots"), Places::Slots, &warm, &kernel);
             methods.with(&format!("{name} + both fused, slots"), Places::Slots, &warm, &both);

@@ -22,6 +22,7 @@ use rand::seq::SliceRandom;
 use rqvae::{CheckpointDir, Method, QuantizerConfig, SeededRng};
 use seqmodel::baseline::{ContentKnn, ItemKnn, Popular};
 use seqmodel::data::Case;
+use seqmodel::hybrid::{HybridConfig, HybridRetriever, Memory};
 use seqmodel::train::EpochRecord;
 use seqmodel::{LeaveOneOut, Metrics, Retriever, Scored, Split};
 use std::fs;
@@ -189,7 +190,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
     let sasrec = train(&sasrec_config, false)?;
 
     let ties = catalogue.keys.tie_hash();
-    let known: Vec<_> = split.cases(Split::Test).iter().map(|case| case.history).collect();
+    let known = split.known(Split::Test);
     let popular = Popular::fit(known.iter().copied(), ties);
     let itemknn = ItemKnn::fit(&known, ties);
     let content_knn = ContentKnn::new(&content, ContentKnn::DECAY, ties)?;
@@ -203,6 +204,11 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
         retrievers.push(Box::new(codes.with_guide(0.0).named(CODES_ALONE)));
     }
     retrievers.push(rqt.retriever(&catalogue.trie, BEAM, ties)?);
+    if let Some(generative) = rqt.generative(&catalogue.trie, BEAM)? {
+        let live = |item| catalogue.trie.leaf(item).is_some();
+        let memory = Memory::of(&known, &content, &live, &HybridConfig::default(), ties)?;
+        retrievers.push(Box::new(HybridRetriever::beside(memory, generative)));
+    }
     let clock = Instant::now();
     let mut tables = Vec::new();
     let mut cases = Vec::new();
@@ -301,7 +307,9 @@ fn notes(found: &cold::ColdStart, catalogue: &Catalogue) -> Vec<String> {
             .to_string(),
         format!(
             "rqt searches its trie with {BEAM} beams: it cannot return an item that does not exist. Its dense head \
-             guides the search; {CODES_ALONE} is the same model searched by the probabilities of the codes alone."
+             guides the search; {CODES_ALONE} is the same model searched by the probabilities of the codes alone; hybrid \
+             ranks what it finds together with what often follows the history and what is like it in content \
+             (`sidrec train --model hybrid`)."
         ),
         "Intervals are 95 %, bootstrap over users.".to_string(),
         cold::describe(found, catalogue),

@@ -27,7 +27,11 @@ pub fn pack(run: &Path, catalogue_dir: &Path, out: &Path, titles: bool) -> Resul
     let state = best.read("state.json")?;
     let step = step(&serde_json::from_slice(&state)?).with_context(|| best.file("state.json").display().to_string())?;
     let weights = load_parameters(&best.read("model.safetensors")?, &best.file("model.safetensors"))?;
-    let halved = weights.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F16)?)));
+    let halved = weights.into_iter().map(|(name, tensor)| {
+        // Whole numbers are counts and names of items, which 16 bits do not hold.
+        let whole = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.fract() == 0.0);
+        Ok((name, if whole { tensor } else { tensor.to_dtype(DType::F16)? }))
+    });
     let weights: BTreeMap<_, _> = halved.collect::<Result<_>>()?;
     let packed = out.join("run");
     fs::create_dir_all(&packed).map_err(|e| cannot_create(&packed, e))?;
@@ -57,9 +61,19 @@ mod tests {
 
     #[test]
     fn a_packed_model_recommends_the_same() -> Result<()> {
+        packs("rqt", 300)
+    }
+
+    /// More items than 16 bits tell apart as numbers.
+    #[test]
+    fn a_packed_hybrid_remembers_the_same() -> Result<()> {
+        packs("hybrid", 2100)
+    }
+
+    fn packs(model: &str, items: usize) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let at = |name: &str| folder.path().join(name);
-        crate::demo::write(&at("data"), &generate(&DemoConfig { items: 300, users: 120, seed: 3 }))?;
+        crate::demo::write(&at("data"), &generate(&DemoConfig { items, users: 80, seed: 3 }))?;
         let options = ReadOptions::default();
         let items = read_items(&find_in(&at("data"), "items")?, &options)?;
         let interactions = read_interactions(&find_in(&at("data"), "interactions")?, &items.keys, &options)?;
@@ -69,8 +83,8 @@ mod tests {
         built
             .catalogue
             .write(&at("catalogue"), &built.residual_norms, built.quantizer.as_ref(), &|at| source.save(at))?;
-        let mut config = RunConfig::preset("rqt", "quick")?;
-        config.train.max_epochs = 1;
+        let mut config = RunConfig::preset(model, "quick")?;
+        (config.train.max_epochs, config.train.eval_users) = (1, 20);
         let interrupt = crate::interrupt::Interrupt::install()?;
         train::run(&config, &built.catalogue, &interactions, &at("run"), false, &interrupt)?;
 

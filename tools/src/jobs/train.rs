@@ -68,7 +68,7 @@ pub fn fit(
     let cases = validation_cases(split, config.train.eval_users, config.train.seed);
     let ties = catalogue.keys.tie_hash();
     let mut validate = |model: &Model| {
-        let retriever = model.retriever(&catalogue.trie, VALIDATION_BEAM, ties)?;
+        let retriever = model.learner(&catalogue.trie, VALIDATION_BEAM, ties)?;
         let eval = EvalConfig { k: 10, exclude_seen: true };
         let found = evaluate(retriever.as_ref(), &cases, catalogue.keys.len(), eval, &mut |_| {})?.metrics();
         Ok(Validation { recall_at_10: found.recall_at_10, ndcg_at_10: found.ndcg_at_10 })

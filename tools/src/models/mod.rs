@@ -20,8 +20,8 @@ use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
 use seqmodel::tiger::{PackedTiger, Sample, Tiger, samples};
 use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
 use seqmodel::{
-    Generative, HybridObjective, ItemFeatures, LeaveOneOut, Precision, RqtObjective, SasRecObjective, TigerObjective,
-    TwoTowerObjective,
+    Generative, HybridObjective, ItemFeatures, LeaveOneOut, Precision, RqtObjective, SasRecObjective, Split,
+    TigerObjective, TwoTowerObjective,
 };
 use std::sync::Arc;
 
@@ -118,36 +118,61 @@ impl Model {
         Ok(match &self.network {
             Network::TwoTower(towers) => Some(Box::new(TwoTowerRetriever::new(towers, tie_hash)?)),
             Network::Hybrid(hybrid) => {
-                Some(Box::new(HybridRetriever::new(hybrid, trie, width, tie_hash, self.asking.new_share)?))
+                let Some(search) = self.search(trie, width)? else { unreachable!("a hybrid generates") };
+                Some(Box::new(HybridRetriever::new(hybrid, search, tie_hash, self.asking.new_share)?))
             }
             Network::Rqt(_) | Network::Tiger(_) | Network::Sasrec(_) => None,
         })
     }
 
-    /// The generative face, where it has one: packed weights of now.
+    /// The model as a search and nothing more, where it is one: packed weights of now.
     pub fn generative(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
+        if matches!(self.network, Network::Hybrid(_)) { Ok(None) } else { self.search(trie, width) }
+    }
+
+    /// The search of what generates, of a hybrid its generative part.
+    fn search(&self, trie: &Trie, width: usize) -> Result<Option<Generative>> {
         let Asking { weights, history_cache, .. } = self.asking;
+        let of_rqt = |rqt: &Rqt| -> Result<Generative> {
+            Ok(match &self.device {
+                None => Generative::new(PackedRqt::stored_as(rqt, weights)?.keeping(history_cache), trie, width),
+                Some(device) => {
+                    Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
+                }
+            })
+        };
         let generative = match (&self.network, &self.device) {
-            (Network::Rqt(rqt), None) => {
-                let packed = PackedRqt::stored_as(rqt, weights)?;
-                Generative::new(packed.keeping(history_cache), trie, width)
-            }
+            (Network::Rqt(rqt), _) => of_rqt(rqt)?,
+            (Network::Hybrid(hybrid), _) => of_rqt(hybrid.rqt())?,
             (Network::Tiger(tiger), None) => {
-                let packed = PackedTiger::stored_as(tiger, weights)?;
-                Generative::new(packed.keeping(history_cache), trie, width)
-            }
-            (Network::Rqt(rqt), Some(device)) => {
-                Generative::new(DeviceGenerator::rqt(PackedRqt::new(rqt)?, device, Numbers::Bf16)?, trie, width)
+                Generative::new(PackedTiger::stored_as(tiger, weights)?.keeping(history_cache), trie, width)
             }
             (Network::Tiger(tiger), Some(device)) => {
                 Generative::new(DeviceGenerator::tiger(PackedTiger::new(tiger)?, device, Numbers::Bf16)?, trie, width)
             }
-            (Network::Sasrec(_) | Network::TwoTower(_) | Network::Hybrid(_), _) => return Ok(None),
+            (Network::Sasrec(_) | Network::TwoTower(_), _) => return Ok(None),
         };
         Ok(Some(match self.asking.guide {
             Some(weight) => generative.with_guide(weight),
             None => generative,
         }))
+    }
+
+    /// What is asked in validation: the retriever, or where it remembers things beside what it learns, the part that learns.
+    pub fn learner<'a>(&'a self, trie: &Trie, width: usize, tie_hash: &[u64]) -> Result<Box<dyn Retriever + 'a>> {
+        match (&self.network, self.search(trie, width)?) {
+            (Network::Hybrid(_), Some(generative)) => Ok(Box::new(generative)),
+            _ => self.retriever(trie, width, tie_hash),
+        }
+    }
+
+    /// Counts `histories`, where the model remembers any: what is known when it is asked, which may be more than it was
+    /// trained on.
+    pub fn remember(&self, histories: &[&[ItemIdx]], seed: u64) -> Result<()> {
+        match &self.network {
+            Network::Hybrid(hybrid) => Ok(hybrid.count(histories, seed)?),
+            _ => Ok(()),
+        }
     }
 
     /// Asked as `asking` says.
@@ -158,6 +183,9 @@ impl Model {
         if let Some(guide) = asking.guide {
             let checked = match &self.config {
                 ModelConfig::Rqt(config) => RqtConfig { guide, ..config.clone() }.validate().map_err(Into::into),
+                ModelConfig::Hybrid(HybridConfig { rqt, .. }) => {
+                    RqtConfig { guide, ..rqt.clone() }.validate().map_err(Into::into)
+                }
                 _ if guide == 0.0 => Ok(()),
                 other => Err(anyhow!("model `{}` has no dense head to guide its search", other.name())),
             };
@@ -172,9 +200,9 @@ impl Model {
             };
             checked.map_err(|e| fault(Fault::Usage, format!("--new-share {new_share}: {e:#}")))?;
         }
-        if asking.history_cache > 0 && !matches!(self.network, Network::Rqt(_) | Network::Tiger(_)) {
+        if asking.history_cache > 0 && matches!(self.network, Network::Sasrec(_) | Network::TwoTower(_)) {
             let reason =
-                format!("--history-cache: model `{}` keeps no histories; rqt and tiger do", self.config.name());
+                format!("--history-cache: model `{}` keeps no histories; rqt, tiger and hybrid do", self.config.name());
             return Err(fault(Fault::Usage, reason));
         }
         self.device = gpu::device(asking.device)?;
@@ -208,10 +236,7 @@ impl Model {
         observer: &mut dyn Observer,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Outcome> {
-        if let Network::Hybrid(hybrid) = &self.network {
-            let known: Vec<&[ItemIdx]> = (0..split.users()).map(|user| split.train(user)).collect();
-            hybrid.count(&known, config.seed)?;
-        }
+        self.remember(&split.known(Split::Test), config.seed)?;
         let data = match &self.network {
             Network::Rqt(rqt) => TrainingData::Windows(windows(split, rqt.config().history_cap)),
             Network::Tiger(tiger) => TrainingData::Samples(samples(split, tiger.config().history_cap)),
