@@ -76,7 +76,8 @@ pub enum Error {
     },
     /// More items share their codes than the suffix can tell apart.
     #[error(
-        "groups of items with equal codes that are larger than the {max} values of the suffix: {groups}; largest: {largest}"
+        "groups of items with equal codes that are larger than the {max} values of the suffix: {groups}; largest: {largest}; \
+         more levels or larger codebooks part them"
     )]
     Collisions {
         /// Values of the suffix.
