@@ -7,7 +7,7 @@ mod padded;
 mod split;
 
 pub use batch::{Batches, Window, windows};
-pub use history::Histories;
+pub use history::{Histories, History, UserHash};
 pub use negatives::{ItemFrequency, Negatives};
 pub use padded::Padded;
 pub use split::{Case, LeaveOneOut, Split};
