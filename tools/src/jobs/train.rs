@@ -201,6 +201,9 @@ pub fn run(
     rqvae::write_atomic(&out.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
     let path = out.join("metrics.jsonl");
     if resume {
+        for refused in checkpoints.recover()? {
+            eprintln!("going on from the checkpoint before a damaged one: {refused}");
+        }
         drop_unsaved(&path, &checkpoints)?;
     }
     let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
