@@ -1,12 +1,14 @@
-//! Training that is damaged, from outside.
+//! Training that is damaged or cut short, from outside.
 
 #![allow(clippy::unwrap_used, reason = "a failed step of a test may panic")]
 
 use rqvae::CheckpointDir;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A folder with a catalogue and interactions.
 struct Shop(tempfile::TempDir);
@@ -102,4 +104,53 @@ fn a_damaged_checkpoint_costs_the_steps_since_the_one_before() {
     let output = train(&["--resume"]);
     assert_eq!(output.status.code(), Some(65), "{}", message(&output));
     assert!(message(&output).contains("model.safetensors"), "{}", message(&output));
+}
+
+/// Waits until steps are being made.
+fn at_work(child: &mut Child) {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("train tiger")), "no training");
+    std::thread::spawn(move || lines.for_each(drop));
+    std::thread::sleep(Duration::from_millis(700));
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// The first signal ends a run after the step at hand, with a checkpoint; the second at once, without one.
+#[test]
+fn a_second_signal_ends_at_once_and_touches_no_checkpoint() {
+    let shop = Shop::new();
+    // A step of seconds: long enough for two signals.
+    let paper = ["--model", "tiger", "--preset", "paper", "--set", "train.batch_size=512"];
+    let start = |more: &[&str]| {
+        let mut child = shop.train(&[&paper[..], more].concat()).stderr(Stdio::piped()).spawn().unwrap();
+        at_work(&mut child);
+        child
+    };
+    let mut child = start(&[]);
+    let began = Instant::now();
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    for (second, code) in [("-INT", 130), ("-TERM", 143)] {
+        // On a machine whose steps are short the clean stop may win.
+        let at_once = (0..5).any(|_| {
+            let (latest, before) = (shop.latest(), files(&shop.latest()));
+            let mut child = start(&["--resume"]);
+            signal(&child, "-INT");
+            std::thread::sleep(Duration::from_millis(100));
+            let (began, running) = (Instant::now(), child.try_wait().unwrap().is_none());
+            if running {
+                signal(&child, second);
+            }
+            let ended = child.wait().unwrap().code();
+            let clean = shop.latest() != latest;
+            assert!(ended == Some(code) || (clean && ended == Some(130)), "{ended:?}");
+            assert!(clean || (files(&latest) == before && began.elapsed() < Duration::from_secs(2)));
+            !clean
+        });
+        assert!(at_once, "{second}");
+    }
 }
