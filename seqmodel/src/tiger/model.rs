@@ -1,7 +1,7 @@
 //! Encoder and decoder joined, and the teacher-forced loss.
 
 use super::TigerConfig;
-use crate::data::{History, LeaveOneOut, UserHash};
+use crate::data::{History, LeaveOneOut, UserHash, preparing};
 use crate::items::ItemFeatures;
 use crate::loss::cross_entropy;
 use crate::nn::{Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
@@ -174,14 +174,17 @@ impl Tiger {
 
     /// Histories, which must not be empty, -> their encoder states.
     pub fn encode(&self, histories: &[History], mode: Mode) -> Result<Encoded> {
-        let rows: Vec<Vec<u32>> = histories.iter().map(|history| self.history_tokens(*history)).collect();
-        let seq = rows.iter().map(Vec::len).max().unwrap_or(1).max(1);
-        let mut ids = vec![NO_ROW; rows.len() * seq];
-        for (slots, row) in ids.chunks_exact_mut(seq).zip(&rows) {
-            slots[..row.len()].copy_from_slice(row);
-        }
-        let keys = Keys::First(Arc::new(rows.iter().map(|r| r.len() as u32).collect()));
-        let x = embedding_sum(&self.tokens, ids, 1)?.reshape((rows.len(), seq, self.config.dim))?;
+        let (ids, lengths, seq) = preparing(|| {
+            let rows: Vec<Vec<u32>> = histories.iter().map(|history| self.history_tokens(*history)).collect();
+            let seq = rows.iter().map(Vec::len).max().unwrap_or(1).max(1);
+            let mut ids = vec![NO_ROW; rows.len() * seq];
+            for (slots, row) in ids.chunks_exact_mut(seq).zip(&rows) {
+                slots[..row.len()].copy_from_slice(row);
+            }
+            (ids, rows.iter().map(|row| row.len() as u32).collect(), seq)
+        });
+        let keys = Keys::First(Arc::new(lengths));
+        let x = embedding_sum(&self.tokens, ids, 1)?.reshape((histories.len(), seq, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.encoder_bias.forward(seq, seq)?;
         for block in &self.encoder {
@@ -219,10 +222,9 @@ impl Tiger {
         let levels = self.levels();
         let histories: Vec<_> = samples.iter().map(|s| s.read()).collect();
         let memory = self.encode(&histories, mode)?;
-        let ids = samples
-            .iter()
-            .flat_map(|s| std::iter::once(self.start_token()).chain(self.item_tokens(s.target).take(levels - 1)))
-            .collect();
+        let input =
+            |s: &&Sample| std::iter::once(self.start_token()).chain(self.item_tokens(s.target).take(levels - 1));
+        let ids = preparing(|| samples.iter().flat_map(input).collect());
         let x = embedding_sum(&self.tokens, ids, 1)?.reshape((samples.len(), levels, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.decoder_bias.forward(levels, levels)?;
@@ -234,7 +236,8 @@ impl Tiger {
         let mut loss: Option<Tensor> = None;
         for level in 0..levels {
             let logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
-            let codes = samples.iter().map(|s| u32::from(self.features.codes(s.target)[level])).collect();
+            let code = |s: &&Sample| u32::from(self.features.codes(s.target)[level]);
+            let codes = preparing(|| samples.iter().map(code).collect());
             let term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
             loss = Some(match loss {
                 Some(loss) => (loss + term)?,

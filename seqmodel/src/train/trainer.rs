@@ -6,7 +6,7 @@
 use super::average::Average;
 use super::record::RunState;
 use super::{Diagnosis, EpochRecord, Identity, OnNonFinite, Outcome, Select, Stop, TrainConfig, Validation};
-use crate::data::Batches;
+use crate::data::{Batches, preparing};
 use crate::nn::{Parameters, load_parameters, save_parameters};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -96,7 +96,7 @@ impl<'a> Trainer<'a> {
             if state.finished || state.epoch >= self.config.max_epochs {
                 break Stop::Epochs;
             }
-            let batches = Batches::new(&lengths, self.config.batch_size, &rng, state.epoch);
+            let batches = preparing(|| Batches::new(&lengths, self.config.batch_size, &rng, state.epoch));
             let schedule = self.config.schedule(batches.len() as u64);
             let (epoch_began, first_batch) = (Instant::now(), state.batch);
             let (mut lr, mut grad_norm, mut examples) = (0.0, 0.0, 0);
