@@ -57,6 +57,7 @@ fn model(reference: &Reference) -> Result<(Tiger, Parameters, Vec<Sample>)> {
     let histories = reference.integers("history")?;
     let samples = histories.iter().zip(&targets).map(|(history, target)| Sample {
         history: history.iter().filter(|index| **index >= 0).map(item).collect(),
+        user: None,
         target: item(target),
     });
     Ok((tiger, params, samples.collect()))
@@ -73,7 +74,7 @@ fn logits_are_those_of_hugging_face() -> Result<()> {
     let (tiger, _, samples) = model(&reference)?;
     let codes = reference.integers("codes")?;
     for (row, sample) in samples.iter().enumerate() {
-        let mut session = TigerSession::new(&tiger, &[&sample.history])?;
+        let mut session = TigerSession::new(&tiger, &[sample.read()])?;
         let mut last = 0;
         for level in 0..3 {
             let (width, found) = session.advance(level, &[0], &[0], &[last])?;

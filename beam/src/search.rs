@@ -96,11 +96,13 @@ pub fn search<K: BeamKernel>(
 pub(crate) mod tests {
     use super::*;
     use crate::oracle::exhaustive;
+    use crate::order::CandidateKey;
     use crate::trie::build_tests::table;
-    use crate::{CpuBeams, CpuKernel, PrefixScorer, Scores, Trie};
+    use crate::{CpuBeams, CpuKernel, PrefixScorer, Scores, SimdKernel, Trie};
     use proptest::prelude::*;
     use rqvae::{Code, SidTable};
     use std::collections::BTreeSet;
+    use std::sync::LazyLock;
 
     /// Made-up log-probabilities: few distinct values, so that ties abound, and some that are impossible.
     pub(crate) fn made_up(seed: u64, prefix: &[Code], log_probs: &mut [f32]) {
@@ -245,6 +247,66 @@ pub(crate) mod tests {
                     let found: Vec<_> = list.iter().map(|h| (h.item, h.log_prob)).collect();
                     prop_assert_eq!(found, expected);
                 }
+            }
+        }
+    }
+
+    static POOLS: LazyLock<Vec<rayon::ThreadPool>> = LazyLock::new(|| {
+        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        [1, 2, 5].map(pool).into()
+    });
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+        /// Scores of few distinct values: equal ones go by their parents' scores, then by ID, then by the hash of the item,
+        /// whatever the number of threads and whatever the order of the rows.
+        #[test]
+        fn ties_go_by_id_then_by_item_on_any_number_of_threads(
+            table in table(), seeds in prop::collection::vec(any::<u64>(), 1..6), width in 1usize..40, salt: u64,
+        ) {
+            let ties: Vec<u64> = (0..table.items() as u64).map(|item| rqvae::mix(item ^ salt)).collect();
+            let trie = Trie::build_with_ties(&table, &ties).unwrap();
+            let config = BeamConfig::uniform(width, trie.levels(), width);
+            let live = vec![LiveMask::all(&trie); seeds.len()];
+            let run = |threads: &rayon::ThreadPool| threads.install(|| {
+                let mut scorer = PrefixScorer::new(trie.spec(), |request: usize, prefix: &[Code], log_probs: &mut [f32]| {
+                    made_up(seeds[request], prefix, log_probs);
+                });
+                search(&SimdKernel::new(&trie), &mut scorer, &config, seeds.len(), &live).unwrap()
+            });
+            let lists = run(&POOLS[0]);
+            prop_assert_eq!(&run(&POOLS[1]), &lists);
+            prop_assert_eq!(&run(&POOLS[2]), &lists);
+            for (list, seed) in lists.iter().zip(&seeds) {
+                // Scores of the prefixes, the longest first, turned round: the smaller the better.
+                let place = |found: &Hypothesis| {
+                    let (codes, mut sum) = (found.sid.codes(), 0.0f32);
+                    let mut sums: Vec<_> = codes.iter().enumerate().map(|(level, code)| {
+                        let mut log_probs = vec![0.0; table.spec().codes_at(level) as usize];
+                        made_up(*seed, &codes[..level], &mut log_probs);
+                        sum += log_probs[usize::from(*code)];
+                        std::cmp::Reverse(CandidateKey::new(sum, 0))
+                    }).collect();
+                    sums.reverse();
+                    (sums, found.sid, ties[found.item.0 as usize])
+                };
+                prop_assert!(list.windows(2).all(|pair| place(&pair[0]) < place(&pair[1])), "{:?}", list);
+            }
+            // Rows in another order: the same IDs, scores and hashes.
+            let rows = table.items();
+            let turned = |row: usize| ItemIdx((rows - 1 - row) as u32);
+            let codes = (0..rows).flat_map(|row| table.codes(turned(row)).to_vec()).collect();
+            let other = SidTable::new(table.spec().clone(), codes).unwrap();
+            let hashes: Vec<u64> = (0..rows).map(|row| ties[turned(row).0 as usize]).collect();
+            let trie = Trie::build_with_ties(&other, &hashes).unwrap();
+            let mut scorer = PrefixScorer::new(trie.spec(), |request: usize, prefix: &[Code], log_probs: &mut [f32]| {
+                made_up(seeds[request], prefix, log_probs);
+            });
+            let live = vec![LiveMask::all(&trie); seeds.len()];
+            let found = search(&CpuKernel::new(&trie), &mut scorer, &config, seeds.len(), &live).unwrap();
+            let same = |(a, b): (&Hypothesis, &Hypothesis)| a.sid == b.sid && a.item == turned(b.item.0 as usize);
+            for (list, found) in lists.iter().zip(&found) {
+                prop_assert!(list.len() == found.len() && list.iter().zip(found).all(same));
             }
         }
     }

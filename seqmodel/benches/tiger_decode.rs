@@ -8,10 +8,10 @@
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
-use seqmodel::ItemFeatures;
 use seqmodel::nn::Parameters;
 use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
 use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession};
+use seqmodel::{History, ItemFeatures};
 use serde_json::json;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ fn main() {
             let item = |at: usize| ItemIdx((mix((round * batch * history + at) as u64 ^ 0x4d) % items as u64) as u32);
             let histories: Vec<Vec<ItemIdx>> =
                 (0..batch).map(|request| (0..history).map(|i| item(request * history + i)).collect()).collect();
-            let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+            let histories: Vec<History> = histories.iter().map(History::from).collect();
             let begin = Instant::now();
             let mut session = TigerSession::new(&model, &histories).expect("histories");
             let (_, _, expected) = search(&CpuKernel::new(&trie), &mut session, &beams, &live);

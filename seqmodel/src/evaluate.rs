@@ -102,9 +102,10 @@ pub fn evaluate(
 }
 
 impl<'a> Query<'a> {
-    fn of(case: &Case<'a>, exclude_seen: bool) -> Self {
+    /// The question of `case`; the items of its history are not asked for where `exclude_seen` is set.
+    pub fn of(case: &Case<'a>, exclude_seen: bool) -> Self {
         let exclude: &[ItemIdx] = if exclude_seen { case.history } else { &[] };
-        Self { history: case.history, exclude }
+        Self { history: case.history, user: case.hash, exclude }
     }
 }
 
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn counts_what_is_wrong_with_a_list() {
         let history = [ItemIdx(1)];
-        let cases = [Case { user: 0, history: &history, target: ItemIdx(5) }];
+        let cases = [Case { user: 0, hash: None, history: &history, target: ItemIdx(5) }];
         let config = EvalConfig { k: 10, exclude_seen: true };
         let found = evaluate(&Fixed(vec![1, 5, 5, 99]), &cases, 20, config, &mut |_| {}).unwrap();
         assert_eq!(found.ranks.0, vec![Some(2)]);

@@ -1,6 +1,7 @@
 //! Generative retrieval: encode the histories, search the trie, return items.
 
 use crate::Result;
+use crate::data::History;
 use crate::retrieve::{Query, Retriever, Scored};
 use crate::rqt::PackedRqt;
 use crate::tiger::PackedTiger;
@@ -39,12 +40,8 @@ pub trait Generator: Send + Sync {
     }
 
     /// Best hypotheses for each history, which must not be empty; what was kept on the way goes into `trace`.
-    fn decode(
-        &self,
-        histories: &[&[ItemIdx]],
-        search: &Search,
-        trace: Option<&mut Trace>,
-    ) -> Result<Vec<Vec<Hypothesis>>>;
+    fn decode(&self, histories: &[History], search: &Search, trace: Option<&mut Trace>)
+    -> Result<Vec<Vec<Hypothesis>>>;
 }
 
 /// How to search, and among what.
@@ -92,11 +89,12 @@ impl Generator for PackedRqt {
 
     fn decode(
         &self,
-        histories: &[&[ItemIdx]],
+        histories: &[History],
         search: &Search,
         trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
-        let encoded = self.encode(histories)?;
+        let items: Vec<&[ItemIdx]> = histories.iter().map(|history| history.items).collect();
+        let encoded = self.encode(&items)?;
         let session = self.session(&encoded)?;
         let Some(guidance) = search.guidance else {
             return search.run(session, search.config, trace);
@@ -115,7 +113,7 @@ impl Generator for PackedTiger {
 
     fn decode(
         &self,
-        histories: &[&[ItemIdx]],
+        histories: &[History],
         search: &Search,
         trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
@@ -201,7 +199,7 @@ impl Generative {
     /// `k` or `width` is 0, or a mask is of another trie.
     pub fn search(
         &self,
-        histories: &[&[ItemIdx]],
+        histories: &[History],
         live: &[LiveMask],
         width: usize,
         k: usize,
@@ -218,7 +216,7 @@ impl Generative {
         let mut lists = vec![Vec::new(); queries.len()];
         let known: Vec<usize> = (0..queries.len()).filter(|i| !queries[*i].history.is_empty()).collect();
         for chunk in known.chunks(64) {
-            let histories: Vec<_> = chunk.iter().map(|i| queries[*i].history).collect();
+            let histories: Vec<_> = chunk.iter().map(|i| queries[*i].read()).collect();
             let live: Vec<_> = chunk.iter().map(|i| self.live.without(&self.trie, queries[*i].exclude)).collect();
             let found = self.search(&histories, &live, self.width, k, None)?;
             for (i, list) in chunk.iter().zip(found) {

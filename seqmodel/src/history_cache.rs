@@ -1,18 +1,18 @@
 //! Encoded histories that were asked for lately: a user who comes back with the same history is not read again.
 
 use lru::LruCache;
-use rqvae::ItemIdx;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a model made of histories, by the items that it read of them; those unasked for longest go first.
+/// What a model made of histories, by what it read of them, its rows of tokens or items; those unasked for longest go
+/// first.
 ///
 /// Numbers are kept as they came out, so a list is the same whether its history was kept or read. Belongs to one set of
 /// weights: a model that changes needs another cache.
 #[derive(Debug)]
 pub struct HistoryCache {
-    kept: Mutex<LruCache<Box<[ItemIdx]>, Arc<[f32]>>>,
+    kept: Mutex<LruCache<Box<[u32]>, Arc<[f32]>>>,
     histories: NonZeroUsize,
     found: AtomicU64,
     missed: AtomicU64,
@@ -31,16 +31,16 @@ impl HistoryCache {
         (self.found.load(Ordering::Relaxed), self.missed.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn get(&self, history: &[ItemIdx]) -> Option<Arc<[f32]>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(history).cloned();
+    pub(crate) fn get(&self, read: &[u32]) -> Option<Arc<[f32]>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(read).cloned();
         let counter = if kept.is_some() { &self.found } else { &self.missed };
         counter.fetch_add(1, Ordering::Relaxed);
         kept
     }
 
-    pub(crate) fn put(&self, history: &[ItemIdx], encoded: Arc<[f32]>) {
+    pub(crate) fn put(&self, read: &[u32], encoded: Arc<[f32]>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.put(history.into(), encoded);
+        kept.put(read.into(), encoded);
         if kept.len() > self.histories.get() {
             kept.pop_lru();
         }
@@ -54,9 +54,9 @@ mod tests {
     use crate::nn::Parameters;
     use crate::rqt::{PackedRqt, Rqt, RqtConfig};
     use crate::tiger::{PackedTiger, Tiger, TigerConfig};
-    use crate::{Generative, ItemFeatures};
+    use crate::{Generative, History, ItemFeatures, UserHash};
     use beam::{BeamConfig, Hypothesis, LiveMask, Trie};
-    use rqvae::{SidSpec, SidTable};
+    use rqvae::{ItemIdx, SidSpec, SidTable};
 
     fn room(histories: usize) -> HistoryCache {
         HistoryCache::new(NonZeroUsize::new(histories).unwrap())
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn those_unasked_for_longest_go_first() {
         let cache = room(2);
-        let history = |item: u32| [ItemIdx(item)];
+        let history = |item: u32| [item];
         for item in 0..2 {
             cache.put(&history(item), Arc::from([item as f32]));
         }
@@ -115,10 +115,27 @@ mod tests {
         assert_eq!(keeping.kept().unwrap().counts(), (3, 3));
         // And through the face that the server asks.
         let lists = |model: PackedTiger| {
-            let query = crate::Query { history: &histories[0], exclude: &histories[0] };
+            let query = crate::Query { history: &histories[0], user: None, exclude: &histories[0] };
             Generative::new(model, &trie, 10).hypotheses(&[query], 5).unwrap()
         };
         assert_eq!(lists(keeping), lists(plain));
+    }
+
+    /// Users of one token share what was read of them; those of two do not, nor does nobody known.
+    #[test]
+    fn what_is_kept_is_of_a_user() {
+        let spec = SidSpec { codebook_sizes: vec![5, 7], suffix_size: Some(4) };
+        let codes = (0..60u16).flat_map(|item| [item % 5, item * 3 % 7, item / 20]).collect();
+        let features = ItemFeatures::new(Arc::new(SidTable::new(spec, codes).unwrap()), None).unwrap();
+        let config =
+            TigerConfig { dim: 16, heads: 2, head_dim: 8, hidden: 24, user_tokens: 3, ..TigerConfig::default() };
+        let tiger = Tiger::new(&config, features, &Parameters::new(3).builder()).unwrap();
+        let keeping = PackedTiger::new(&tiger).unwrap().keeping(64);
+        let items = [1u32, 2].map(ItemIdx);
+        for user in (0..40).map(|user| Some(UserHash(user))).chain([None]) {
+            keeping.session(&[History { items: &items, user }]);
+        }
+        assert_eq!(keeping.kept().unwrap().counts(), (37, 4));
     }
 
     /// Asks for the first history, then all of them, then one that differs in what is not read.
@@ -129,8 +146,8 @@ mod tests {
         histories: &[Vec<ItemIdx>],
         longer: &[ItemIdx],
     ) {
-        let all: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
-        for batch in [&all[..1], &all[..], &[longer][..], &all[1..2]] {
+        let all: Vec<History> = histories.iter().map(History::from).collect();
+        for batch in [&all[..1], &all[..], &[longer.into()][..], &all[1..2]] {
             let ask = |model: &dyn Generator| -> Vec<Vec<Hypothesis>> {
                 let live = vec![LiveMask::all(trie); batch.len()];
                 let config = BeamConfig { score: model.score_mode(), ..BeamConfig::uniform(20, trie.levels(), 10) };

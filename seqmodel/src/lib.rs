@@ -27,7 +27,7 @@ pub mod runfile;
 pub mod tiger;
 pub mod train;
 
-pub use data::{Case, Histories, LeaveOneOut, Split};
+pub use data::{Case, Histories, History, LeaveOneOut, Split, UserHash};
 pub use error::{Error, Result};
 pub use evaluate::{EvalConfig, Evaluation, evaluate};
 pub use generative::{Generative, Generator, Guidance, Search};

@@ -1,6 +1,7 @@
 //! History in, ranked items out: the one question every system answers, so that they share one evaluation.
 
 use crate::Result;
+use crate::data::{History, UserHash};
 use rqvae::ItemIdx;
 
 /// An item and how much it is recommended; only the order within one list is comparable between models.
@@ -17,8 +18,17 @@ pub struct Scored {
 pub struct Query<'a> {
     /// Oldest first, uncapped.
     pub history: &'a [ItemIdx],
+    /// Whose history it is, where that is known; models without user tokens do not look.
+    pub user: Option<UserHash>,
     /// Never returned.
     pub exclude: &'a [ItemIdx],
+}
+
+impl<'a> Query<'a> {
+    /// What a model reads.
+    pub fn read(&self) -> History<'a> {
+        History { items: self.history, user: self.user }
+    }
 }
 
 /// Anything that ranks items after a history.

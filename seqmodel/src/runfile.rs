@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn lines_are_those_of_trec() {
-        let cases = [Case { user: 3, history: &[], target: ItemIdx(7) }];
+        let cases = [Case { user: 3, hash: None, history: &[], target: ItemIdx(7) }];
         let lists = vec![vec![Scored { item: ItemIdx(2), score: -0.5 }, Scored { item: ItemIdx(7), score: -0.5 }]];
         let (user, item) = (|u: usize| format!("u{u}"), |i: ItemIdx| format!("i{}", i.0));
         let (mut run, mut qrels) = (Vec::new(), Vec::new());

@@ -137,7 +137,7 @@ fn calibration_moves_from_bce_to_the_share_of_negatives() {
 
 /// Scores of every item after each history, asked in one batch or one by one.
 fn lists(retriever: &dyn Retriever, histories: &[&[ItemIdx]], together: bool) -> Vec<Vec<(u32, f32)>> {
-    let queries: Vec<_> = histories.iter().map(|history| Query { history, exclude: &[] }).collect();
+    let queries: Vec<_> = histories.iter().map(|history| Query { history, user: None, exclude: &[] }).collect();
     let ask = |queries: &[Query]| retriever.retrieve(queries, ITEMS as usize).unwrap();
     let found = if together { ask(&queries) } else { queries.iter().flat_map(|q| ask(&[*q])).collect() };
     let sort = |list: &Vec<crate::Scored>| {
@@ -197,9 +197,9 @@ fn cached_decoding_equals_the_teacher_forced_pass() {
         let loss = rqt.loss(&[&Window { items, first_target: 2 }], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
         assert!((cached + loss).abs() < 1e-4, "rqt: {cached} {loss}");
 
-        let mut session = TigerSession::new(&tiger, &[&history]).unwrap();
+        let mut session = TigerSession::new(&tiger, &[(&history).into()]).unwrap();
         let cached = walk(&mut |level, last| session.advance(level, &[0], &[0], &[last]).unwrap().1);
-        let sample = crate::tiger::Sample { history: history.to_vec(), target };
+        let sample = crate::tiger::Sample { history: history.to_vec(), user: None, target };
         let loss = tiger.loss(&[&sample], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
         assert!((cached + loss).abs() < 1e-4, "tiger: {cached} {loss}");
     }
@@ -212,7 +212,7 @@ fn search_scores_are_the_trained_probabilities() {
     let trie = Trie::build(features().sids()).unwrap();
     let history = [ItemIdx(3), ItemIdx(17), ItemIdx(9)];
     let (model, _) = guided_rqt(3);
-    let query = [Query { history: &history, exclude: &[] }];
+    let query = [Query { history: &history, user: None, exclude: &[] }];
     let list = |weight: f32| {
         let mut list = Generative::new(PackedRqt::new(&model).unwrap(), &trie, 64)
             .with_guide(weight)
@@ -292,7 +292,7 @@ fn seen_items_are_left_out_and_a_wide_beam_returns_everything_else() {
     let (model, _) = rqt(4);
     let trie = Trie::build(features().sids()).unwrap();
     let history = [ItemIdx(1), ItemIdx(2)];
-    let query = Query { history: &history, exclude: &history };
+    let query = Query { history: &history, user: None, exclude: &history };
     let list = &Generative::new(PackedRqt::new(&model).unwrap(), &trie, 64).retrieve(&[query], 100).unwrap()[0];
     assert_eq!(list.len(), ITEMS as usize - 2);
     assert!(list.iter().all(|s| !history.contains(&s.item)));

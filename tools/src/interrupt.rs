@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Remembers the first signal.
 #[derive(Debug, Clone)]
@@ -14,10 +14,11 @@ impl Interrupt {
     /// Installs the handlers.
     pub fn install() -> Result<Self> {
         let signal = Arc::new(AtomicUsize::new(0));
+        // One for both: a kill after a Ctrl-C is a second signal as well.
+        let again = Arc::new(AtomicBool::new(false));
         for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&again))?;
-            signal_hook::flag::register(number, again)?;
+            signal_hook::flag::register(number, Arc::clone(&again))?;
             signal_hook::flag::register_usize(number, Arc::clone(&signal), number.unsigned_abs() as usize)?;
         }
         Ok(Self { signal })

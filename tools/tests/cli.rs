@@ -172,10 +172,11 @@ fn the_line_by_hand_with_resume_and_determinism() {
     bad_runs(&shop, &eval);
 }
 
-/// Starts a run, signals it after its first checkpoint, and three times more as it resumes, somewhere; then lets it end.
+/// Starts a run, signals it after its first checkpoint, and some times more as it resumes, somewhere; then lets it end.
 fn kill_and_resume(shop: &Shop, run: &str, signal: &str) {
     let latest = shop.path(run).join("latest");
-    for round in 0..4u64 {
+    let rounds = if signal == "-KILL" { 10 } else { 4 };
+    for round in 0..rounds {
         let more: &[&str] = if round == 0 { &[] } else { &["--resume"] };
         let mut child = Command::new(env!("CARGO_BIN_EXE_sidrec"))
             .args(train(run, more))

@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is written into a temporary sibling folder, file by file with `fsync`, its manifest (sizes and BLAKE3
 //! digests) last; the folder is renamed into place and the pointers `latest` and `best` are replaced by rename. A kill
-//! at any moment leaves the previous checkpoint readable.
+//! at any moment leaves the previous checkpoint readable. The one before the newest is kept as well, for the case that the
+//! disk or somebody damages the newest.
 
 use crate::{Error, Result, write_atomic};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const VERSION: u32 = 1;
+const FORMAT: &str = "sidrec-checkpoint";
 const MANIFEST: &str = "manifest.json";
 
 #[derive(Serialize, Deserialize)]
@@ -62,7 +64,8 @@ impl CheckpointDir {
         &self.root
     }
 
-    /// Writes a checkpoint, points `latest` (and `best`) to it, then deletes older ones that nothing points to.
+    /// Writes a checkpoint, points `latest` (and `best`) to it, then deletes older ones that nothing points to, but for the
+    /// newest of them.
     ///
     /// A complete checkpoint of the same step stays as it is: a run resumed and cut at once is where it was.
     pub fn save(&self, step: u64, files: &[(&str, Vec<u8>)], best: bool) -> Result<()> {
@@ -87,8 +90,7 @@ impl CheckpointDir {
         if Checkpoint::open(&target).is_err() {
             ask("create temporary folder")?;
             fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
-            let mut manifest =
-                Manifest { format: "sidrec-checkpoint".into(), version: VERSION, files: BTreeMap::new() };
+            let mut manifest = Manifest { format: FORMAT.into(), version: VERSION, files: BTreeMap::new() };
             for (file, bytes) in files {
                 ask("write file")?;
                 write_synced(&temporary.join(file), bytes)?;
@@ -120,14 +122,61 @@ impl CheckpointDir {
     }
 
     fn prune(&self) -> Result<()> {
-        let keep = [self.pointer("latest")?, self.pointer("best")?];
-        for entry in fs::read_dir(&self.root).map_err(Error::io(&self.root))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("step-") && !keep.iter().flatten().any(|k| *k == name) {
-                fs::remove_dir_all(entry.path()).map_err(Error::io(&entry.path()))?;
+        let latest = self.pointer("latest")?;
+        let step = latest.as_deref().and_then(step_of);
+        let before = self.steps()?.into_iter().rfind(|(found, _)| Some(*found) < step).map(|(_, name)| name);
+        let keep = [latest, before, self.pointer("best")?];
+        for (_, name) in self.steps()? {
+            if !keep.iter().flatten().any(|k| *k == name) {
+                let path = self.root.join(name);
+                fs::remove_dir_all(&path).map_err(Error::io(&path))?;
             }
         }
         Ok(())
+    }
+
+    /// Steps and names of all checkpoints, whole or not, oldest first.
+    fn steps(&self) -> Result<Vec<(u64, String)>> {
+        let entries = fs::read_dir(&self.root).map_err(Error::io(&self.root))?.flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut steps: Vec<_> = names.filter_map(|name| Some((step_of(&name)?, name))).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Points `latest` to the newest whole checkpoint where the one it names is torn or edited, so that a run can go on
+    /// from there; -> what is wrong with each that was passed over, newest first, nothing where `latest` is whole.
+    ///
+    /// # Errors
+    /// What is wrong with the newest where none is whole; what is wrong with the best one, where it is older than the one
+    /// to go on from: no step to come would write it again.
+    pub fn recover(&self) -> Result<Vec<Error>> {
+        let mut refused = match self.latest() {
+            Ok(None) => return Ok(Vec::new()),
+            Ok(Some(_)) => Vec::new(),
+            Err(error) => vec![error],
+        };
+        if !refused.is_empty() {
+            // Newer ones are left aside: their pointers may not have been moved yet when their writer ended.
+            let named = self.pointer("latest").ok().flatten().as_deref().and_then(step_of).unwrap_or(u64::MAX);
+            let mut whole = None;
+            for (_, name) in self.steps()?.into_iter().rev().filter(|(step, _)| *step < named) {
+                match Checkpoint::open(&self.root.join(&name)) {
+                    Ok(_) => {
+                        whole = Some(name);
+                        break;
+                    }
+                    Err(error) => refused.push(error),
+                }
+            }
+            let Some(name) = whole else { return Err(refused.swap_remove(0)) };
+            write_atomic(&self.root.join("latest"), name.as_bytes())?;
+        }
+        let from = self.pointer("latest")?.as_deref().and_then(step_of);
+        if self.pointer("best")?.as_deref().and_then(step_of) <= from {
+            self.best()?;
+        }
+        Ok(refused)
     }
 
     /// The newest checkpoint, if there is one.
@@ -149,8 +198,7 @@ impl CheckpointDir {
         match fs::read_to_string(&path) {
             Ok(name) => {
                 let name = name.trim().to_string();
-                let digits = name.strip_prefix("step-").is_some_and(|d| d.bytes().all(|b| b.is_ascii_digit()));
-                if !digits {
+                if step_of(&name).is_none() {
                     return Err(Error::corrupt(&path, format!("expected `step-NNN`, found `{name}`")));
                 }
                 Ok(Some(name))
@@ -170,6 +218,10 @@ impl Checkpoint {
         let manifest_path = path.join(MANIFEST);
         let bytes = fs::read(&manifest_path).map_err(Error::io(&manifest_path))?;
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| Error::corrupt(&manifest_path, e))?;
+        if manifest.format != FORMAT {
+            let reason = format!("format: expected `{FORMAT}`, found `{}`", manifest.format);
+            return Err(Error::corrupt(&manifest_path, reason));
+        }
         if manifest.version != VERSION {
             return Err(Error::WrongVersion { path: manifest_path, found: manifest.version, supported: VERSION });
         }
@@ -199,6 +251,12 @@ impl Checkpoint {
     }
 }
 
+/// Step of a checkpoint by its name.
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path).map_err(Error::io(path))?;
     file.write_all(bytes).map_err(Error::io(path))?;
@@ -218,26 +276,90 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = CheckpointDir::create(dir.path()).unwrap();
         assert!(checkpoints.latest().unwrap().is_none());
-        for (step, best) in [(1, true), (2, false), (3, false)] {
+        for (step, best) in [(1, true), (2, false), (3, false), (4, false)] {
             checkpoints.save(step, &[("w", vec![step as u8; 4])], best).unwrap();
         }
-        assert_eq!(checkpoints.latest().unwrap().unwrap().read("w").unwrap(), vec![3; 4]);
+        assert_eq!(checkpoints.latest().unwrap().unwrap().read("w").unwrap(), vec![4; 4]);
         assert_eq!(checkpoints.best().unwrap().unwrap().read("w").unwrap(), vec![1; 4]);
-        assert!(!dir.path().join("step-000000002").exists());
+        let there = [1, 2, 3, 4].map(|step| dir.path().join(format!("step-{step:09}")).exists());
+        assert_eq!(there, [true, false, true, true]);
+    }
+
+    fn three(root: &Path, best: u64) -> CheckpointDir {
+        let checkpoints = CheckpointDir::create(root).unwrap();
+        for step in 1..4 {
+            let files = [("state.json", vec![b'7'; 9]), ("model", vec![step as u8; 64]), ("empty", Vec::new())];
+            checkpoints.save(step, &files, step == best).unwrap();
+        }
+        checkpoints
+    }
+
+    /// Each file, its digests included, cut anywhere or with any byte of it changed: refused by name, and the checkpoint
+    /// before it is the one to go on from.
+    #[test]
+    fn a_torn_or_edited_file_is_refused_by_name_and_the_previous_checkpoint_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = three(dir.path(), 3);
+        let folder = dir.path().join("step-000000003");
+        let mut damages = 0;
+        for name in ["state.json", "model", "empty", MANIFEST] {
+            let path = folder.join(name);
+            let whole = fs::read(&path).unwrap();
+            let cut = (0..whole.len()).map(|at| whole[..at].to_vec());
+            let flipped = (0..whole.len()).map(|at| {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1;
+                bytes
+            });
+            for bytes in cut.chain(flipped).chain([[&whole[..], b"!"].concat()]) {
+                fs::write(&path, bytes).unwrap();
+                let error = checkpoints.latest().expect_err("damage is noticed");
+                // A changed name in the list of files is a file that is not there.
+                let named = format!("{}", folder.join(if name == MANIFEST { "" } else { name }).display());
+                assert!(error.to_string().contains(&named), "{error}");
+                damages += 1;
+            }
+            let refused = checkpoints.recover().unwrap();
+            assert!(refused.len() == 1 && refused[0].to_string().contains(&folder.display().to_string()));
+            assert_eq!(checkpoints.latest().unwrap().unwrap().read("model").unwrap(), vec![2; 64]);
+            assert!(checkpoints.recover().unwrap().is_empty());
+            fs::remove_file(&path).unwrap();
+            fs::write(dir.path().join("latest"), "step-000000003").unwrap();
+            assert!(checkpoints.latest().unwrap_err().to_string().contains(&path.display().to_string()));
+            fs::write(&path, whole).unwrap();
+            assert_eq!(checkpoints.latest().unwrap().unwrap().read("model").unwrap(), vec![3; 64]);
+        }
+        assert!(damages > 500, "{damages}");
+        // A pointer that is no pointer any more, and what is written next.
+        fs::write(dir.path().join("latest"), "step-0000000").unwrap();
+        assert!(checkpoints.latest().is_err());
+        fs::write(dir.path().join("latest"), [0; 14]).unwrap();
+        assert!(checkpoints.latest().unwrap_err().to_string().contains("latest"));
+        assert_eq!(checkpoints.recover().unwrap().len(), 1);
+        assert_eq!(checkpoints.latest().unwrap().unwrap().read("model").unwrap(), vec![3; 64]);
     }
 
     #[test]
-    fn a_flipped_byte_a_torn_file_and_a_half_written_folder_are_refused() {
+    fn what_cannot_be_recovered_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let checkpoints = CheckpointDir::create(dir.path()).unwrap();
-        checkpoints.save(5, &[("w", vec![7; 64])], true).unwrap();
-        let file = dir.path().join("step-000000005/w");
-        let mut bytes = fs::read(&file).unwrap();
-        bytes[9] ^= 1;
-        fs::write(&file, &bytes).unwrap();
-        assert!(matches!(checkpoints.latest(), Err(Error::DigestMismatch { .. })));
-        fs::write(&file, [7; 10]).unwrap();
-        assert!(matches!(checkpoints.latest(), Err(Error::DigestMismatch { .. })));
+        let checkpoints = three(dir.path(), 1);
+        let damage = |step: u64| fs::write(dir.path().join(format!("step-{step:09}/model")), [9; 64]).unwrap();
+        // A best one that no later step writes again.
+        damage(1);
+        assert!(checkpoints.recover().unwrap_err().to_string().contains("step-000000001"));
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = three(dir.path(), 3);
+        let damage = |step: u64| fs::write(dir.path().join(format!("step-{step:09}/model")), [9; 64]).unwrap();
+        damage(2);
+        assert!(checkpoints.recover().unwrap().is_empty());
+        damage(3);
+        assert!(checkpoints.recover().unwrap_err().to_string().contains("step-000000003"));
+        assert!(CheckpointDir::create(&dir.path().join("none")).unwrap().recover().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_half_written_folder_is_cleared_away() {
+        let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(".tmp-step-000000009")).unwrap();
         CheckpointDir::create(dir.path()).unwrap();
         assert!(!dir.path().join(".tmp-step-000000009").exists());

@@ -99,7 +99,7 @@ mod tests {
         let known = |item: ItemIdx| item.0 != 2 && item.0 != 3;
         let kernel = ContentKernel::new(&content, &known, &[0; 6]).unwrap();
         let history = [ItemIdx(1), ItemIdx(0)];
-        let list = &kernel.retrieve(&[Query { history: &history, exclude: &history }], 2).unwrap()[0];
+        let list = &kernel.retrieve(&[Query { history: &history, user: None, exclude: &history }], 2).unwrap()[0];
         assert_eq!((list[0].item, list[1].item), (ItemIdx(2), ItemIdx(3)));
         let by_hand = 0.8 * (0.5f32).sqrt().powi(3) + (0.5f32).sqrt().powi(3);
         assert!((list[1].score - by_hand).abs() < 1e-5, "{} {by_hand}", list[1].score);

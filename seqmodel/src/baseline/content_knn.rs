@@ -69,7 +69,7 @@ mod tests {
         let content = Vectors::new(2, vec![2.0, 0.0, 0.0, 1.0, 1.0, 0.1, 0.1, 1.0]).unwrap();
         let knn = ContentKnn::new(&content, 0.5, &[0; 4]).unwrap();
         let history = [ItemIdx(0), ItemIdx(1)];
-        let query = Query { history: &history, exclude: &history };
+        let query = Query { history: &history, user: None, exclude: &history };
         let items: Vec<u32> = knn.retrieve(&[query], 2).unwrap()[0].iter().map(|s| s.item.0).collect();
         assert_eq!(items, [3, 2]);
     }

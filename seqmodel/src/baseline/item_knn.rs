@@ -114,7 +114,7 @@ mod tests {
         let near = &knn.neighbours[0];
         assert_eq!((near[0].item, near[0].score), (ItemIdx(1), 1.0));
         assert_eq!((near[1].item, near[1].score), (ItemIdx(2), 0.5));
-        let query = Query { history: &histories[0], exclude: &histories[0] };
+        let query = Query { history: &histories[0], user: None, exclude: &histories[0] };
         let list = knn.retrieve(&[query], 10).unwrap();
         assert_eq!(list[0][0].item, ItemIdx(2));
         assert!(list[0].iter().all(|s| !histories[0].contains(&s.item)));
@@ -127,7 +127,7 @@ mod tests {
         let lists = [&once, &twice].map(|histories| {
             let views: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
             let knn = ItemKnn::fit_with(&views, &[0, 1, 2, 3], 2, 1.0);
-            knn.retrieve(&[Query { history: views[1], exclude: &[] }], 4).unwrap()
+            knn.retrieve(&[Query { history: views[1], user: None, exclude: &[] }], 4).unwrap()
         });
         assert_eq!(lists[0], lists[1]);
     }

@@ -41,7 +41,7 @@ mod tests {
     fn counts_and_leaves_out() {
         let history = [ItemIdx(2), ItemIdx(1), ItemIdx(2)];
         let popular = Popular::fit([&history[..]], &[3, 2, 1]);
-        let query = Query { history: &[], exclude: &[ItemIdx(1)] };
+        let query = Query { history: &[], user: None, exclude: &[ItemIdx(1)] };
         let items: Vec<u32> = popular.retrieve(&[query], 2).unwrap()[0].iter().map(|s| s.item.0).collect();
         assert_eq!(items, [2, 0]);
     }

@@ -3,13 +3,13 @@
 use super::model::DeviceModel;
 use super::session::{Session, Size};
 use crate::Result;
+use crate::data::History;
 use crate::generative::{Generator, Search};
 use crate::rqt::PackedRqt;
 use crate::tiger::PackedTiger;
 use beam::cuda::{Device, DeviceIndex, DeviceKernel, Numbers};
 use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trace, Trie};
 use candle_core::Tensor;
-use rqvae::ItemIdx;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Requests that run at once; more are cut into such batches.
@@ -69,7 +69,7 @@ impl<M> DeviceGenerator<M> {
     /// The search does not fit the device, or it fails.
     pub fn decode_on_device(
         &self,
-        histories: &[&[ItemIdx]],
+        histories: &[History],
         trie: &Trie,
         config: &BeamConfig,
         live: &[LiveMask],
@@ -80,7 +80,7 @@ impl<M> DeviceGenerator<M> {
         let index = self.index(state, trie)?;
         let mut lists = Vec::with_capacity(histories.len());
         for (histories, live) in histories.chunks(MOST_REQUESTS).zip(live.chunks(MOST_REQUESTS)) {
-            let positions = histories.iter().map(|history| self.model.read(history).len()).max().unwrap_or(1);
+            let positions = histories.iter().map(|history| self.model.read(*history).len()).max().unwrap_or(1);
             let size = Size::of(histories.len(), positions.min(self.model.longest).max(1));
             let known = state.programs.iter().position(|(s, c, _)| *s == size && c == config);
             let program = if let Some(at) = known {
@@ -149,7 +149,7 @@ impl<M: Generator> Generator for DeviceGenerator<M> {
 
     fn decode(
         &self,
-        histories: &[&[ItemIdx]],
+        histories: &[History],
         search: &Search,
         trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {

@@ -2,11 +2,11 @@
 
 use super::weights::{DeviceBlock, Host, Matrix, Packer, STEP, memory_projection, scales};
 use crate::Result;
+use crate::data::History;
 use crate::nn::{Block, RelativeBias, RmsNorm};
 use crate::rqt::Rqt;
 use crate::tiger::Tiger;
 use beam::cuda::{Device, Memory, Numbers};
-use rqvae::ItemIdx;
 use std::sync::Arc;
 
 /// Positions of a history are padded to multiples of this.
@@ -80,10 +80,13 @@ impl DeviceModel {
     }
 
     /// Rows of `inputs`, oldest first.
-    pub(super) fn read(&self, history: &[ItemIdx]) -> Vec<u32> {
+    pub(super) fn read(&self, history: History) -> Vec<u32> {
         match &self.reads {
             Reads::Tokens(tiger) => tiger.history_tokens(history),
-            Reads::Items { cap } => history[history.len().saturating_sub(*cap)..].iter().map(|item| item.0).collect(),
+            Reads::Items { cap } => {
+                let items = history.items;
+                items[items.len().saturating_sub(*cap)..].iter().map(|item| item.0).collect()
+            }
         }
     }
 

@@ -6,13 +6,13 @@
 use super::launch;
 use super::model::{DeviceModel, First, Look, SEQ_STEP};
 use super::weights::{DeviceBlock, STEP};
+use crate::data::History;
 use crate::{Error, Result};
 use beam::cuda::{
     ADD, AttendArgs, Device, DeviceBeams, DeviceKernel, DeviceScores, EmbedArgs, FLOATS, Feed, FeedForwardArgs, HEADS,
     HeadArgs, Launch, Memory, NORM, PathArgs, Plan, ProductArgs, RELU, Recorded, Region, bucket, record,
 };
 use beam::{BoxError, Hypothesis, LiveMask, ScoreMode, StepScorer};
-use rqvae::ItemIdx;
 use std::sync::Arc;
 
 /// Requests and positions that a program has room for.
@@ -161,7 +161,7 @@ impl Session {
     pub(super) fn run(
         &mut self,
         model: &DeviceModel,
-        histories: &[&[ItemIdx]],
+        histories: &[History],
         live: &[LiveMask],
     ) -> Result<Vec<Vec<Hypothesis>>> {
         let Size { batch, seq } = self.size;
@@ -170,7 +170,7 @@ impl Session {
         let (mut lengths, mut newest) = (vec![0u32; batch], vec![0u32; batch]);
         let (mut rows, mut back_lengths) = (vec![0u32; batch * back], vec![0u32; batch]);
         for (request, history) in histories.iter().enumerate() {
-            let read = model.read(history);
+            let read = model.read(*history);
             if read.is_empty() || read.len() > seq {
                 let expected = format!("1 to {seq} positions");
                 return Err(Error::Mismatch { what: "history".into(), expected, found: read.len().to_string() });

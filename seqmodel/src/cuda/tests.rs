@@ -5,7 +5,7 @@ use crate::generative::{Generator, Search};
 use crate::nn::{Parameters, exp};
 use crate::rqt::{PackedRqt, Rqt, RqtConfig};
 use crate::tiger::{PackedTiger, Tiger, TigerConfig};
-use crate::{Generative, ItemFeatures};
+use crate::{Generative, History, ItemFeatures, UserHash};
 use beam::cuda::{
     ADD, AttendArgs, Device, Emulator, FLOATS, FeedForwardArgs, Launch, Memory, NORM, NormArgs, Numbers, ProductArgs,
     Program, RELU,
@@ -315,26 +315,29 @@ proptest! {
     #[test]
     fn tiger_on_a_device_is_tiger(
         seed: u64, dim in 1usize..5, heads in 1usize..4, head_dim in 1usize..40, hidden in 1usize..140,
-        layers in (1usize..3, 1usize..3), separator: bool, width in 1usize..24, bf16: bool, valid_only: bool,
+        layers in (1usize..3, 1usize..3), separator: bool, user_tokens in 0usize..3, width in 1usize..24, bf16: bool,
+        valid_only: bool,
         raw in prop::collection::vec(prop::collection::vec(0u32..300, 1..9), 1..5),
     ) {
         let Some(device) = emulator(seed) else { return Ok(()) };
         let features = features(300);
         let config = TigerConfig {
             dim: 24 * dim + 3, heads, head_dim, hidden, encoder_layers: layers.0, decoder_layers: layers.1, separator,
-            history_cap: 6, ..TigerConfig::default()
+            user_tokens, history_cap: 6, ..TigerConfig::default()
         };
         let model = Tiger::new(&config, features.clone(), &Parameters::new(seed).builder()).unwrap();
         let (numbers, tolerance) = if bf16 { (Numbers::Bf16, BF16_TOLERANCE) } else { (Numbers::F32, F32_TOLERANCE) };
         let packed = PackedTiger::new(&model).unwrap();
         let generator = DeviceGenerator::tiger(PackedTiger::new(&model).unwrap(), &device, numbers).unwrap();
         let histories = histories(&raw);
-        let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+        let user = |at: usize| at.is_multiple_of(2).then_some(UserHash(seed ^ at as u64));
+        let histories: Vec<History> =
+            histories.iter().enumerate().map(|(at, items)| History { items, user: user(at) }).collect();
         for (items, histories) in [(300, &histories[..]), (300, &histories[..1]), (200, &histories[..])] {
             let table = features.sids();
             let codes = (0..items).flat_map(|item| table.codes(ItemIdx(item)).to_vec()).collect();
             let trie = Trie::build(&SidTable::new(table.spec().clone(), codes).unwrap()).unwrap();
-            let live: Vec<_> = histories.iter().map(|h| LiveMask::all(&trie).without(&trie, h)).collect();
+            let live: Vec<_> = histories.iter().map(|h| LiveMask::all(&trie).without(&trie, h.items)).collect();
             let score = if valid_only { ScoreMode::ValidOnly } else { ScoreMode::FullVocab };
             let beams = BeamConfig { score, ..BeamConfig::uniform(width, trie.levels(), width) };
             let search = Search { trie: &trie, config: &beams, live: &live, guidance: None };
@@ -369,7 +372,7 @@ proptest! {
         let model = Rqt::new(&config, features.clone(), &Parameters::new(seed).builder()).unwrap();
         let trie = Trie::build(features.sids()).unwrap();
         let histories = histories(&raw);
-        let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+        let histories: Vec<History> = histories.iter().map(History::from).collect();
         let live = vec![LiveMask::all(&trie); histories.len()];
         let beams = BeamConfig::uniform(width, trie.levels(), width);
         let search = Search { trie: &trie, config: &beams, live: &live, guidance: None };
@@ -392,7 +395,8 @@ fn a_request_of_the_papers_size_is_few_kernels() {
         let packed = PackedTiger::new(&model).unwrap();
         let generator = DeviceGenerator::tiger(packed, device, Numbers::Bf16).unwrap();
         let config = BeamConfig::uniform(5, trie.levels(), 5);
-        let lists = generator.decode_on_device(&[&history], &trie, &config, &[LiveMask::all(&trie)]).unwrap();
+        let lists =
+            generator.decode_on_device(&[History::from(&history)], &trie, &config, &[LiveMask::all(&trie)]).unwrap();
         (lists, generator.last_program().unwrap())
     };
     let (first, (nodes, bytes)) = decode(&device);
@@ -404,5 +408,5 @@ fn a_request_of_the_papers_size_is_few_kernels() {
     let packed = PackedTiger::new(&model).unwrap();
     let generative = Generative::new(DeviceGenerator::tiger(packed, &device, Numbers::F32).unwrap(), &trie, 5);
     assert_eq!(generative.score_name().unwrap(), "full-vocab");
-    assert_eq!(generative.search(&[&history], &[LiveMask::all(&trie)], 5, 5, None).unwrap()[0].len(), 5);
+    assert_eq!(generative.search(&[History::from(&history)], &[LiveMask::all(&trie)], 5, 5, None).unwrap()[0].len(), 5);
 }

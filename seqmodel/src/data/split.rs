@@ -1,6 +1,6 @@
 //! Leave-one-out: last interaction for test, the one before for validation, the rest for training.
 
-use super::Histories;
+use super::{Histories, UserHash};
 use rqvae::ItemIdx;
 
 /// Which target is asked for.
@@ -17,6 +17,8 @@ pub enum Split {
 pub struct Case<'a> {
     /// Row of the user.
     pub user: usize,
+    /// Who that is, where it is known.
+    pub hash: Option<UserHash>,
     /// Oldest first, uncapped.
     pub history: &'a [ItemIdx],
     /// What followed.
@@ -40,6 +42,11 @@ impl<'a> LeaveOneOut<'a> {
         self.histories.users()
     }
 
+    /// Who `user` is, where that is known.
+    pub fn hash(&self, user: usize) -> Option<UserHash> {
+        self.histories.hash(user)
+    }
+
     /// What a model may train on.
     pub fn train(&self, user: usize) -> &'a [ItemIdx] {
         let all = self.histories.of(user);
@@ -59,7 +66,7 @@ impl<'a> LeaveOneOut<'a> {
             return None;
         }
         let at = all.len() - if split == Split::Test { 1 } else { 2 };
-        Some(Case { user, history: &all[..at], target: all[at] })
+        Some(Case { user, hash: self.hash(user), history: &all[..at], target: all[at] })
     }
 
     /// All questions in user order.

@@ -5,7 +5,7 @@
 //! Petrov and Macdonald 2023 (gSASRec, sec. 5) are options.
 //! Deviations: pre-norm blocks with RMS norm and relative position bias, as in the other models here.
 
-use crate::data::{Negatives, Window};
+use crate::data::{Negatives, Window, preparing};
 use crate::loss::{LogQ, projected_cross_entropy, sampled_softmax};
 use crate::nn::{
     AttentionShape, Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project, with_values,
@@ -169,15 +169,17 @@ impl SasRec {
         let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
         let mut ids = vec![NO_ROW; windows.len() * seq];
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
-        for (i, window) in windows.iter().enumerate() {
-            for (t, pair) in window.items.windows(2).enumerate() {
-                ids[i * seq + t] = pair[0].0;
-                if t >= window.first_target {
-                    positions.push((i * seq + t) as u32);
-                    targets.push(pair[1].0);
+        preparing(|| {
+            for (i, window) in windows.iter().enumerate() {
+                for (t, pair) in window.items.windows(2).enumerate() {
+                    ids[i * seq + t] = pair[0].0;
+                    if t >= window.first_target {
+                        positions.push((i * seq + t) as u32);
+                        targets.push(pair[1].0);
+                    }
                 }
             }
-        }
+        });
         if targets.is_empty() {
             return Err(Error::NoData { what: "training targets" });
         }
@@ -197,7 +199,8 @@ impl SasRec {
 
     /// Softmax over the target and `negatives` drawn items.
     fn sampled(&self, states: &Tensor, targets: &[u32], negatives: usize, mode: Mode) -> Result<Tensor> {
-        let drawn = Negatives::uniform(self.items.dim(0)?, targets, negatives, draw_key(mode));
+        let items = self.items.dim(0)?;
+        let drawn = preparing(|| Negatives::uniform(items, targets, negatives, draw_key(mode)));
         let own = (states * embedding_sum(&self.items, targets.to_vec(), 1)?)?.sum(1)?;
         let others = project(states, &embedding_sum(&self.items, drawn.items.clone(), 1)?)?;
         sampled_softmax(&own, &others, targets, &drawn, LogQ::Corrected)
@@ -208,14 +211,16 @@ impl SasRec {
         let (count, dim, items) = (targets.len(), self.config.dim, self.items.dim(0)? as u64);
         let key = draw_key(mode);
         let mut rows = Vec::with_capacity(count * (1 + negatives));
-        for (at, target) in targets.iter().enumerate() {
-            rows.push(*target);
-            for n in 0..negatives {
-                let draw = mix(key ^ mix((at * negatives + n) as u64)) % (items - 1).max(1);
-                // All items but the target.
-                rows.push(if draw >= u64::from(*target) { (draw + 1).min(items - 1) } else { draw } as u32);
+        preparing(|| {
+            for (at, target) in targets.iter().enumerate() {
+                rows.push(*target);
+                for n in 0..negatives {
+                    let draw = mix(key ^ mix((at * negatives + n) as u64)) % (items - 1).max(1);
+                    // All items but the target.
+                    rows.push(if draw >= u64::from(*target) { (draw + 1).min(items - 1) } else { draw } as u32);
+                }
             }
-        }
+        });
         let rows = embedding_sum(&self.items, rows, 1)?.reshape((count, 1 + negatives, dim))?;
         let scores = rows.broadcast_mul(&states.unsqueeze(1)?)?.sum(2)?;
         let positive = (softplus(&scores.narrow(1, 0, 1)?.neg()?)? * beta)?.sum_all()?;

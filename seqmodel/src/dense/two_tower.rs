@@ -8,7 +8,7 @@
 //! an item's embedding starts from zero and is dropped at random, so that new items are carried by their content.
 
 use super::{DenseIndex, IvfIndex};
-use crate::data::{ItemFrequency, Negatives, Padded, Window};
+use crate::data::{ItemFrequency, Negatives, Padded, Window, preparing};
 use crate::loss::{LogQ, sampled_softmax};
 use crate::nn::{
     AttentionShape, Block, FeedForward, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project,
@@ -215,7 +215,7 @@ impl TwoTower {
 
     /// Mean loss over all positions that have a target; a training pass also counts the targets.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
-        let padded = Padded::of_windows(windows)?;
+        let padded = preparing(|| Padded::of_windows(windows))?;
         let targets = &padded.targets;
         let key = match mode {
             Mode::Train(keys) => {
@@ -226,9 +226,10 @@ impl TwoTower {
             Mode::Eval => 0,
         };
         let drawn = if self.config.in_batch_negatives {
-            Negatives::mixed(&self.frequency.shares()?, targets, self.config.uniform_negatives, key)
+            let shares = self.frequency.shares()?;
+            preparing(|| Negatives::mixed(&shares, targets, self.config.uniform_negatives, key))
         } else {
-            Negatives::uniform(self.features.len(), targets, self.config.uniform_negatives, key)
+            preparing(|| Negatives::uniform(self.features.len(), targets, self.config.uniform_negatives, key))
         };
         // One pass of the tower for targets and drawn items together.
         let rows: Vec<_> = targets.iter().chain(&drawn.items).map(|item| Some(ItemIdx(*item))).collect();

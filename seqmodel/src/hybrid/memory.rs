@@ -175,20 +175,20 @@ mod tests {
     #[test]
     fn a_new_item_borrows_from_what_it_is_like() {
         let history = [ItemIdx(0)];
-        let query = Query { history: &history, exclude: &history };
+        let query = Query { history: &history, user: None, exclude: &history };
         let ranked = memory(3.0).rank(&query, &[], 5);
         assert_eq!(ranked.warm.iter().map(|s| s.item.0).collect::<Vec<_>>(), [1]);
         assert_eq!(ranked.new[0].item, ItemIdx(2));
         assert!(ranked.new[0].score > memory(0.0).rank(&query, &[], 5).new[0].score);
         // Without anything to borrow, the content alone decides.
         assert!(memory(3.0).has_new() && memory(3.0).seen(ItemIdx(0)) && !memory(3.0).seen(ItemIdx(2)));
-        assert!(memory(3.0).rank(&Query { history: &[], exclude: &[] }, &[], 5).warm.is_empty());
+        assert!(memory(3.0).rank(&Query { history: &[], user: None, exclude: &[] }, &[], 5).warm.is_empty());
     }
 
     #[test]
     fn generated_items_join_and_excluded_and_removed_ones_never_come() {
         let history = [ItemIdx(1)];
-        let query = Query { history: &history, exclude: &[ItemIdx(1), ItemIdx(2)] };
+        let query = Query { history: &history, user: None, exclude: &[ItemIdx(1), ItemIdx(2)] };
         let generated = [Scored { item: ItemIdx(0), score: 0.5 }, Scored { item: ItemIdx(4), score: 0.4 }];
         let ranked = memory(1.0).rank(&query, &generated, 5);
         assert_eq!(ranked.warm.iter().map(|s| s.item.0).collect::<Vec<_>>(), [0]);

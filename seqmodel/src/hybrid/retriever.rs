@@ -39,7 +39,8 @@ impl HybridRetriever {
         let mut made = Self { memory, generative, share, bias: f32::NEG_INFINITY };
         if made.memory.has_new() && share > 0.0 {
             let sample = model.sample()?;
-            let queries: Vec<Query> = sample.iter().map(|history| Query { history, exclude: history }).collect();
+            let queries: Vec<Query> =
+                sample.iter().map(|history| Query { history, user: None, exclude: history }).collect();
             let ranked = made.ranked(&queries, CALIBRATED_AT)?;
             let lists: Vec<(&[Scored], &[Scored])> = ranked.iter().map(|r| (&r.warm[..], &r.new[..])).collect();
             made.bias = bias_for(&lists, share, CALIBRATED_AT, most_places(share, CALIBRATED_AT));

@@ -92,7 +92,7 @@ fn new_items_are_found_by_what_they_are_like() {
     let (model, params) = hybrid(0.1);
     let retriever = HybridRetriever::new(&model, search(&model), &ties(), None).unwrap();
     let histories: Vec<[ItemIdx; 1]> = (24..NEW).map(|item| [ItemIdx(item)]).collect();
-    let queries: Vec<Query> = histories.iter().map(|h| Query { history: h, exclude: h }).collect();
+    let queries: Vec<Query> = histories.iter().map(|h| Query { history: h, user: None, exclude: h }).collect();
     let ranked = retriever.ranked(&queries, 5).unwrap();
     let right = ranked.iter().zip(24..).filter(|(ranked, item)| ranked.new[0].item == ItemIdx(item + 8)).count();
     assert!(right >= 6, "{right} of 8");
@@ -102,7 +102,7 @@ fn new_items_are_found_by_what_they_are_like() {
     let lists = none.retrieve(&queries, 10).unwrap();
     assert!(lists.iter().flatten().all(|s| s.item.0 < NEW));
     let warm: Vec<ItemIdx> = (0..NEW).map(ItemIdx).collect();
-    let only_new = retriever.retrieve(&[Query { history: &histories[0], exclude: &warm }], 4).unwrap();
+    let only_new = retriever.retrieve(&[Query { history: &histories[0], user: None, exclude: &warm }], 4).unwrap();
     assert!(only_new[0].len() == 4 && only_new[0].iter().all(|s| s.item.0 >= NEW));
     assert!(HybridRetriever::new(&model, search(&model), &ties(), Some(1.5)).is_err());
     // Counts are part of a checkpoint: the same parameters answer the same.
@@ -119,7 +119,7 @@ fn new_items_are_found_by_what_they_are_like() {
 fn lists_do_not_depend_on_the_batch_or_on_the_index() {
     let histories = histories();
     let some: Vec<&[ItemIdx]> = histories.iter().take(9).collect();
-    let queries: Vec<Query> = some.iter().map(|history| Query { history, exclude: history }).collect();
+    let queries: Vec<Query> = some.iter().map(|history| Query { history, user: None, exclude: history }).collect();
     let (model, _) = hybrid(0.2);
     let (exact, _) = towers(&TwoTowerConfig::default());
     let (ivf, _) = towers(&TwoTowerConfig { ivf_lists: 4, ivf_probes: 4, ..TwoTowerConfig::default() });
@@ -138,7 +138,7 @@ fn lists_do_not_depend_on_the_batch_or_on_the_index() {
         for (list, query) in together.iter().zip(&queries) {
             assert!(list.len() == 6 && list.iter().all(|item| !query.exclude.contains(&ItemIdx(*item))));
         }
-        assert!(retriever.retrieve(&[Query { history: &[], exclude: &[] }], 3).unwrap()[0].is_empty());
+        assert!(retriever.retrieve(&[Query { history: &[], user: None, exclude: &[] }], 3).unwrap()[0].is_empty());
     }
     assert_eq!(found[1], found[2]);
 }

@@ -63,8 +63,8 @@ mod tests {
         let bpr = Bpr::fit(&histories, &ties, &BprConfig { factors: 4, epochs: 60, ..BprConfig::default() }).unwrap();
         let seen = [ItemIdx(8), ItemIdx(9)];
         for model in [&als as &dyn Retriever, &bpr] {
-            let query = Query { history: &seen, exclude: &seen };
-            let list = &model.retrieve(&[query, Query { history: &[], exclude: &[] }], 6).unwrap();
+            let query = Query { history: &seen, user: None, exclude: &seen };
+            let list = &model.retrieve(&[query, Query { history: &[], user: None, exclude: &[] }], 6).unwrap();
             assert_eq!(list[0].len(), 6, "{}", model.name());
             assert!(
                 list[0].iter().all(|s| s.item.0 >= 8 && !seen.contains(&s.item)),

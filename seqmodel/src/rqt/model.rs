@@ -2,7 +2,7 @@
 
 use super::RqtConfig;
 use crate::cuda::HistoryParts;
-use crate::data::{Negatives, Window};
+use crate::data::{Negatives, Window, preparing};
 use crate::items::ItemFeatures;
 use crate::loss::{LogQ, cross_entropy, projected_cross_entropy, sampled_softmax};
 use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
@@ -273,12 +273,15 @@ impl Rqt {
     /// -> (targets, codes of the level).
     fn ruled_out(&self, trie: &Trie, level: usize, targets: &[ItemIdx]) -> Result<Tensor> {
         let width = self.features.spec().codes_at(level) as usize;
-        let mut mask = vec![RULED_OUT; targets.len() * width];
-        for (row, target) in mask.chunks_exact_mut(width).zip(targets) {
-            if let Some(node) = trie.find(&self.features.codes(*target)[..level]) {
-                trie.children(level, node).0.iter().for_each(|code| row[usize::from(code)] = 0.0);
+        let mask = preparing(|| {
+            let mut mask = vec![RULED_OUT; targets.len() * width];
+            for (row, target) in mask.chunks_exact_mut(width).zip(targets) {
+                if let Some(node) = trie.find(&self.features.codes(*target)[..level]) {
+                    trie.children(level, node).0.iter().for_each(|code| row[usize::from(code)] = 0.0);
+                }
             }
-        }
+            mask
+        });
         Ok(Tensor::from_vec(mask, (targets.len(), width), &Device::Cpu)?)
     }
 
@@ -306,7 +309,7 @@ impl Rqt {
             Mode::Eval => 0,
         };
         let ids: Vec<u32> = targets.iter().map(|item| item.0).collect();
-        let drawn = Negatives::uniform(self.features.len(), &ids, self.config.dense_negatives, key);
+        let drawn = preparing(|| Negatives::uniform(self.features.len(), &ids, self.config.dense_negatives, key));
         let rows: Vec<_> = ids.iter().chain(&drawn.items).map(|item| Some(ItemIdx(*item))).collect();
         let rate = self.config.dense_dropout;
         let table = dropout(&self.represent(&rows, mode)?, rate, mode)?;
@@ -322,16 +325,18 @@ impl Rqt {
         let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
         let mut items = vec![None; windows.len() * seq];
         let (mut positions, mut seen, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, window) in windows.iter().enumerate() {
-            for (t, pair) in window.items.windows(2).enumerate() {
-                items[i * seq + t] = Some(pair[0]);
-                if t >= window.first_target {
-                    positions.push((i * seq + t) as u32);
-                    seen.push(t + 1);
-                    targets.push(pair[1]);
+        preparing(|| {
+            for (i, window) in windows.iter().enumerate() {
+                for (t, pair) in window.items.windows(2).enumerate() {
+                    items[i * seq + t] = Some(pair[0]);
+                    if t >= window.first_target {
+                        positions.push((i * seq + t) as u32);
+                        seen.push(t + 1);
+                        targets.push(pair[1]);
+                    }
                 }
             }
-        }
+        });
         if targets.is_empty() {
             return Err(Error::NoData { what: "training targets" });
         }
@@ -347,10 +352,12 @@ impl Rqt {
         // The decoder reads the state, then the codes but the last; output `l` predicts code `l`. Each level has rows
         // of its own in the table, so an embedding also says which level it belongs to.
         let mut ids = Vec::with_capacity(count * (levels - 1));
-        for target in &targets {
-            let codes = &self.features.codes(*target)[..levels - 1];
-            ids.extend(codes.iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)));
-        }
+        preparing(|| {
+            for target in &targets {
+                let codes = &self.features.codes(*target)[..levels - 1];
+                ids.extend(codes.iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)));
+            }
+        });
         let start = self.bridge.forward(&states)?.unsqueeze(1)?;
         let x = if levels > 1 {
             let codes = embedding_sum(&self.decoder_codes, ids, 1)?.reshape((count, levels - 1, dim))?;
@@ -369,7 +376,8 @@ impl Rqt {
             if let Some(trie) = &self.valid {
                 logits = (logits + self.ruled_out(trie, level, &targets)?)?;
             }
-            let codes = targets.iter().map(|t| u32::from(self.features.codes(*t)[level])).collect();
+            let code = |target: &ItemIdx| u32::from(self.features.codes(*target)[level]);
+            let codes = preparing(|| targets.iter().map(code).collect());
             let mut term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
             let weight = self.config.code_weight * self.config.level_weights.get(level).copied().unwrap_or(1.0);
             if weight != 1.0 {

@@ -70,12 +70,13 @@ impl PackedRqt {
         let Some(cache) = &self.cache else { return self.model.encode(histories) };
         let (dim, cap, back) = (self.decoder.dim, self.model.config().history_cap, self.model.config().look_back);
         let newest: Vec<&[ItemIdx]> = histories.iter().map(|h| &h[h.len().saturating_sub(cap)..]).collect();
-        let mut encoded: Vec<Option<Arc<[f32]>>> = newest.iter().map(|history| cache.get(history)).collect();
+        let read: Vec<Vec<u32>> = newest.iter().map(|history| history.iter().map(|item| item.0).collect()).collect();
+        let mut encoded: Vec<Option<Arc<[f32]>>> = read.iter().map(|read| cache.get(read)).collect();
         let missed: Vec<usize> = (0..newest.len()).filter(|at| encoded[*at].is_none()).collect();
         if !missed.is_empty() {
-            let read = self.model.encode(&missed.iter().map(|at| newest[*at]).collect::<Vec<_>>())?;
-            let states = read.states.flatten_all()?.to_vec1::<f32>()?;
-            let memory = match &read.memory {
+            let fresh = self.model.encode(&missed.iter().map(|at| newest[*at]).collect::<Vec<_>>())?;
+            let states = fresh.states.flatten_all()?.to_vec1::<f32>()?;
+            let memory = match &fresh.memory {
                 Some((memory, _)) => memory.flatten_all()?.to_vec1::<f32>()?,
                 None => Vec::new(),
             };
@@ -83,7 +84,7 @@ impl PackedRqt {
             for (row, at) in missed.into_iter().enumerate() {
                 // The state, then what the decoder looks back at.
                 let numbers: Arc<[f32]> = [&states[row * dim..][..dim], &memory[row * each..][..each]].concat().into();
-                cache.put(newest[at], Arc::clone(&numbers));
+                cache.put(&read[at], Arc::clone(&numbers));
                 encoded[at] = Some(numbers);
             }
         }

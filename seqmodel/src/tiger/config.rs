@@ -4,7 +4,7 @@ use crate::nn::AttentionShape;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Sizes and regularisation; the defaults are the paper's (sec. 4, implementation details).
+/// Sizes and regularisation; the defaults are the paper's (sec. 4, implementation details) but for the user tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TigerConfig {
@@ -26,6 +26,9 @@ pub struct TigerConfig {
     pub dropout: f32,
     /// Whether a separator token follows each item of the history (GRID).
     pub separator: bool,
+    /// Tokens that stand for users: the one that a user's id hashes to comes before the history. The paper has 2000; 0:
+    /// none, as in GRID.
+    pub user_tokens: usize,
     /// Label smoothing of the code distributions.
     pub label_smoothing: f32,
 }
@@ -42,6 +45,7 @@ impl Default for TigerConfig {
             history_cap: 20,
             dropout: 0.1,
             separator: false,
+            user_tokens: 0,
             label_smoothing: 0.0,
         }
     }
@@ -63,6 +67,10 @@ impl TigerConfig {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: format!("1 to {most}") });
             }
         }
+        if self.user_tokens > 10_000_000 {
+            let (got, expected) = (self.user_tokens.to_string(), "0 to 10000000".into());
+            return Err(Error::InvalidConfig { field: "user_tokens", got, expected });
+        }
         for (field, got) in [("dropout", self.dropout), ("label_smoothing", self.label_smoothing)] {
             if !(0.0..1.0).contains(&got) {
                 return Err(Error::InvalidConfig { field, got: got.to_string(), expected: "0 to below 1".into() });
@@ -79,5 +87,18 @@ impl TigerConfig {
             scaled: false,
             dropout: self.dropout,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_tokens_are_bounded() {
+        let tokens = |user_tokens| TigerConfig { user_tokens, ..TigerConfig::default() }.validate();
+        assert!(tokens(0).is_ok() && tokens(2000).is_ok());
+        let error = tokens(usize::MAX).unwrap_err().to_string();
+        assert!(error.contains("user_tokens") && error.contains("0 to 10000000"), "{error}");
     }
 }

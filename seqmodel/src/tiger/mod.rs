@@ -2,7 +2,8 @@
 //!
 //! Paper: Rajput et al. 2023, Recommender Systems with Generative Retrieval, sec. 3.2; blocks as in T5 (Raffel et al.
 //! 2020): relative position bias, RMS norms, ReLU, no scaling by the root of the head size, tied embeddings.
-//! Deviations: no user token (it moves ndcg, not recall, in the paper's own ablation); logits are taken per level.
+//! Deviations: logits are taken per level; user tokens are an option (they move ndcg, not recall, in the paper's own
+//! ablation), and a request that does not say who asks is read without one.
 
 mod config;
 mod model;

@@ -1,7 +1,7 @@
 //! Encoder and decoder joined, and the teacher-forced loss.
 
 use super::TigerConfig;
-use crate::data::LeaveOneOut;
+use crate::data::{History, LeaveOneOut, UserHash, preparing};
 use crate::items::ItemFeatures;
 use crate::loss::cross_entropy;
 use crate::nn::{Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use candle_nn::init::Init;
-use rqvae::{ItemIdx, Mode};
+use rqvae::{ItemIdx, Mode, mix};
 use std::sync::Arc;
 
 /// One training sample: what a user had seen, and what came next.
@@ -17,8 +17,17 @@ use std::sync::Arc;
 pub struct Sample {
     /// At most `history_cap` items, oldest first.
     pub history: Vec<ItemIdx>,
+    /// Who that user is, where it is known.
+    pub user: Option<UserHash>,
     /// The item that followed.
     pub target: ItemIdx,
+}
+
+impl Sample {
+    /// What the model reads.
+    pub fn read(&self) -> History<'_> {
+        History { items: &self.history, user: self.user }
+    }
 }
 
 /// Every prefix of every training history (sliding windows, the largest free gain GRID reports).
@@ -27,7 +36,8 @@ pub fn samples(split: &LeaveOneOut, cap: usize) -> Vec<Sample> {
     for user in 0..split.users() {
         let items = split.train(user);
         for end in 1..items.len() {
-            all.push(Sample { history: items[end.saturating_sub(cap)..end].to_vec(), target: items[end] });
+            let history = items[end.saturating_sub(cap)..end].to_vec();
+            all.push(Sample { history, user: split.hash(user), target: items[end] });
         }
     }
     all
@@ -38,7 +48,8 @@ pub fn samples(split: &LeaveOneOut, cap: usize) -> Vec<Sample> {
 pub struct Tiger {
     config: TigerConfig,
     features: ItemFeatures,
-    /// First row of each level in `tokens`; after the last level come the separator and the decoder's start token.
+    /// First row of each level in `tokens`; after the last level come the separator, the decoder's start token
+    /// and the users.
     level_starts: Vec<u32>,
     tokens: Tensor,
     encoder_bias: RelativeBias,
@@ -66,7 +77,7 @@ impl Tiger {
         for level in 0..spec.len() {
             level_starts.push(level_starts[level] + spec.codes_at(level));
         }
-        let rows = level_starts[spec.len()] as usize + 2;
+        let rows = level_starts[spec.len()] as usize + 2 + config.user_tokens;
         let stack = |name: &str, layers, memory| {
             (0..layers)
                 .map(|i| Block::new(config.attention(), config.hidden, memory, &vb.pp(format!("{name}.{i}"))))
@@ -134,7 +145,8 @@ impl Tiger {
 
     /// Most tokens of a history.
     pub(crate) fn longest(&self) -> usize {
-        self.config.history_cap * (self.levels() + usize::from(self.config.separator))
+        let user = usize::from(self.config.user_tokens > 0);
+        user + self.config.history_cap * (self.levels() + usize::from(self.config.separator))
     }
 
     fn start_token(&self) -> u32 {
@@ -145,23 +157,34 @@ impl Tiger {
         self.features.codes(item).iter().zip(&self.level_starts).map(|(code, start)| start + u32::from(*code))
     }
 
-    /// Tokens of the newest items of a history, oldest first.
-    pub(crate) fn history_tokens(&self, history: &[ItemIdx]) -> Vec<u32> {
+    /// Token of a user, where the model has such and it is known who it is.
+    fn user_token(&self, user: Option<UserHash>) -> Option<u32> {
+        // The hash is mixed anew, so that it may be one that something else was drawn by.
+        let place = mix(user?.0).checked_rem(self.config.user_tokens as u64)?;
+        Some(self.start_token() + 1 + place as u32)
+    }
+
+    /// Tokens of a history: its user's, then those of its newest items, oldest first.
+    pub(crate) fn history_tokens(&self, history: History) -> Vec<u32> {
         let separator = self.config.separator.then_some(self.start_token() - 1);
-        let newest = &history[history.len().saturating_sub(self.config.history_cap)..];
-        newest.iter().flat_map(|item| self.item_tokens(*item).chain(separator)).collect()
+        let newest = &history.items[history.items.len().saturating_sub(self.config.history_cap)..];
+        let items = newest.iter().flat_map(|item| self.item_tokens(*item).chain(separator));
+        self.user_token(history.user).into_iter().chain(items).collect()
     }
 
     /// Histories, which must not be empty, -> their encoder states.
-    pub fn encode(&self, histories: &[&[ItemIdx]], mode: Mode) -> Result<Encoded> {
-        let rows: Vec<Vec<u32>> = histories.iter().map(|history| self.history_tokens(history)).collect();
-        let seq = rows.iter().map(Vec::len).max().unwrap_or(1).max(1);
-        let mut ids = vec![NO_ROW; rows.len() * seq];
-        for (slots, row) in ids.chunks_exact_mut(seq).zip(&rows) {
-            slots[..row.len()].copy_from_slice(row);
-        }
-        let keys = Keys::First(Arc::new(rows.iter().map(|r| r.len() as u32).collect()));
-        let x = embedding_sum(&self.tokens, ids, 1)?.reshape((rows.len(), seq, self.config.dim))?;
+    pub fn encode(&self, histories: &[History], mode: Mode) -> Result<Encoded> {
+        let (ids, lengths, seq) = preparing(|| {
+            let rows: Vec<Vec<u32>> = histories.iter().map(|history| self.history_tokens(*history)).collect();
+            let seq = rows.iter().map(Vec::len).max().unwrap_or(1).max(1);
+            let mut ids = vec![NO_ROW; rows.len() * seq];
+            for (slots, row) in ids.chunks_exact_mut(seq).zip(&rows) {
+                slots[..row.len()].copy_from_slice(row);
+            }
+            (ids, rows.iter().map(|row| row.len() as u32).collect(), seq)
+        });
+        let keys = Keys::First(Arc::new(lengths));
+        let x = embedding_sum(&self.tokens, ids, 1)?.reshape((histories.len(), seq, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.encoder_bias.forward(seq, seq)?;
         for block in &self.encoder {
@@ -197,12 +220,11 @@ impl Tiger {
     /// Mean over samples of the summed cross-entropy of the target's codes.
     pub fn loss(&self, samples: &[&Sample], mode: Mode) -> Result<Tensor> {
         let levels = self.levels();
-        let histories: Vec<_> = samples.iter().map(|s| &s.history[..]).collect();
+        let histories: Vec<_> = samples.iter().map(|s| s.read()).collect();
         let memory = self.encode(&histories, mode)?;
-        let ids = samples
-            .iter()
-            .flat_map(|s| std::iter::once(self.start_token()).chain(self.item_tokens(s.target).take(levels - 1)))
-            .collect();
+        let input =
+            |s: &&Sample| std::iter::once(self.start_token()).chain(self.item_tokens(s.target).take(levels - 1));
+        let ids = preparing(|| samples.iter().flat_map(input).collect());
         let x = embedding_sum(&self.tokens, ids, 1)?.reshape((samples.len(), levels, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.decoder_bias.forward(levels, levels)?;
@@ -214,7 +236,8 @@ impl Tiger {
         let mut loss: Option<Tensor> = None;
         for level in 0..levels {
             let logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
-            let codes = samples.iter().map(|s| u32::from(self.features.codes(s.target)[level])).collect();
+            let code = |s: &&Sample| u32::from(self.features.codes(s.target)[level]);
+            let codes = preparing(|| samples.iter().map(code).collect());
             let term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
             loss = Some(match loss {
                 Some(loss) => (loss + term)?,
@@ -222,5 +245,72 @@ impl Tiger {
             });
         }
         loss.ok_or(Error::NoData { what: "levels" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Histories;
+    use crate::nn::Parameters;
+    use crate::tiger::TigerSession;
+    use rqvae::{SidSpec, SidTable};
+
+    fn tiger(user_tokens: usize) -> (Tiger, Parameters) {
+        let spec = SidSpec { codebook_sizes: vec![5, 7], suffix_size: Some(2) };
+        let codes = (0..60u16).flat_map(|item| [item % 5, item * 3 % 7, item / 35]).collect();
+        let features = ItemFeatures::new(Arc::new(SidTable::new(spec, codes).unwrap()), None).unwrap();
+        let config = TigerConfig { dim: 16, heads: 2, head_dim: 8, hidden: 24, user_tokens, ..TigerConfig::default() };
+        let params = Parameters::new(3);
+        (Tiger::new(&config, features, &params.builder()).unwrap(), params)
+    }
+
+    fn first_codes(model: &Tiger, user: Option<UserHash>) -> Vec<f32> {
+        let items = [3, 17, 9].map(ItemIdx);
+        let mut session = TigerSession::new(model, &[History { items: &items, user }]).unwrap();
+        session.advance(0, &[0], &[0], &[0]).unwrap().1
+    }
+
+    #[test]
+    fn users_are_told_apart_by_their_tokens_alone() {
+        let (model, _) = tiger(4);
+        let token = |user: u64| model.user_token(Some(UserHash(user))).unwrap();
+        let first = model.level_rows(2).end as u32 + 2;
+        assert!((0..100).all(|user| (first..first + 4).contains(&token(user))));
+        let like = (1..100).find(|user| token(*user) == token(0)).unwrap();
+        let unlike = (1..100).find(|user| token(*user) != token(0)).unwrap();
+        let found = first_codes(&model, Some(UserHash(0)));
+        assert_eq!(first_codes(&model, Some(UserHash(like))), found);
+        assert_ne!(first_codes(&model, Some(UserHash(unlike))), found);
+        // Nobody known is read without a token, and a model without tokens reads all alike.
+        assert_eq!(model.history_tokens((&[ItemIdx(3)]).into()).len(), 3);
+        assert_ne!(first_codes(&model, None), found);
+        let (model, _) = tiger(0);
+        assert_eq!(first_codes(&model, Some(UserHash(0))), first_codes(&model, None));
+    }
+
+    /// The loss of a sample is what a session gives its target, user for user, and the token of its user learns from it.
+    #[test]
+    fn a_user_is_the_same_in_training_and_in_search() {
+        let (model, params) = tiger(4);
+        let items = [3, 17, 9, 21, 40].map(ItemIdx).to_vec();
+        let histories = Histories::of_users([(Some(UserHash(11)), items.clone()), (None, items)]);
+        let samples = samples(&LeaveOneOut::new(&histories), 20);
+        assert_eq!(samples.iter().map(|sample| sample.user).collect::<Vec<_>>()[1..3], [Some(UserHash(11)), None]);
+        for sample in &samples {
+            let mut session = TigerSession::new(&model, &[sample.read()]).unwrap();
+            let (mut sum, mut last) = (0.0, 0);
+            for (level, code) in model.features.codes(sample.target).iter().enumerate() {
+                sum += session.advance(level, &[0], &[0], &[last]).unwrap().1[usize::from(*code)];
+                last = u32::from(*code);
+            }
+            let loss = model.loss(&[sample], Mode::Eval).unwrap();
+            assert!((loss.to_scalar::<f32>().unwrap() + sum).abs() < 1e-4);
+            let grads = loss.backward().unwrap();
+            let slope = grads.get(&params.all()["tokens"]).unwrap().abs().unwrap().sum(1).unwrap();
+            let slope = slope.to_vec1::<f32>().unwrap();
+            let (first, user) = (slope.len() - 4, model.user_token(sample.user).map(|token| token as usize));
+            assert!((first..slope.len()).all(|row| (slope[row] > 0.0) == (Some(row) == user)));
+        }
     }
 }

@@ -5,12 +5,12 @@
 
 use super::Tiger;
 use crate::Result;
+use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
     Bias, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, norm, on_threads, threads,
 };
-use rqvae::ItemIdx;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
@@ -89,10 +89,10 @@ impl PackedTiger {
     }
 
     /// A decoding run over `histories`, which must not be empty.
-    pub fn session(&self, histories: &[&[ItemIdx]]) -> PackedSession<'_> {
+    pub fn session(&self, histories: &[History]) -> PackedSession<'_> {
         let mut requests: Vec<_> = histories.iter().map(|_| self.decoder.take_request()).collect();
         on_threads(histories.iter().zip(&mut requests), |(history, request)| {
-            self.encode(history, request, histories.len());
+            self.encode(*history, request, histories.len());
         });
         PackedSession::new(&self.decoder, requests)
     }
@@ -102,22 +102,21 @@ impl PackedTiger {
     }
 
     /// Finds or reads a history, one of `requests`, and makes `request` ready to decode.
-    fn encode(&self, history: &[ItemIdx], request: &mut Request, requests: usize) {
-        let newest = &history[history.len().saturating_sub(self.model.config().history_cap)..];
-        let kept = self.cache.as_ref().and_then(|cache| cache.get(newest));
+    fn encode(&self, history: History, request: &mut Request, requests: usize) {
+        let tokens = self.model.history_tokens(history);
+        let kept = self.cache.as_ref().and_then(|cache| cache.get(&tokens));
         let states = kept.unwrap_or_else(|| {
-            let states: Arc<[f32]> = self.read(newest, request, requests).into();
+            let states: Arc<[f32]> = self.read(&tokens, request, requests).into();
             if let Some(cache) = &self.cache {
-                cache.put(newest, Arc::clone(&states));
+                cache.put(&tokens, Arc::clone(&states));
             }
             states
         });
         self.decoder.start(request, self.row(self.model.start_row()), Some(&states));
     }
 
-    /// States of a history: -> (tokens, dim).
-    fn read(&self, history: &[ItemIdx], request: &mut Request, requests: usize) -> Vec<f32> {
-        let tokens = self.model.history_tokens(history);
+    /// States of a history: (tokens,) -> (tokens, dim).
+    fn read(&self, tokens: &[u32], request: &mut Request, requests: usize) -> Vec<f32> {
         let mut x = std::mem::take(&mut request.x);
         x.clear();
         tokens.iter().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
@@ -138,12 +137,12 @@ impl PackedTiger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ItemFeatures;
     use crate::nn::Parameters;
     use crate::tiger::{TigerConfig, TigerSession};
+    use crate::{ItemFeatures, UserHash};
     use beam::{BeamConfig, CpuKernel, LiveMask, SimdKernel, Trie, search};
     use proptest::prelude::*;
-    use rqvae::{Code, SidSpec, SidTable, mix};
+    use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
     use std::sync::Arc;
 
     /// Sums of a few hundred products of numbers around 1, in another order, through some layers.
@@ -179,19 +178,22 @@ mod tests {
         #[test]
         fn packed_weights_find_the_same_items(
             seed: u64, dim in 1usize..4, heads in 1usize..4, head_dim in 1usize..40, hidden in 1usize..90,
-            layers in (1usize..3, 1usize..3), separator: bool, width in 1usize..40,
+            layers in (1usize..3, 1usize..3), separator: bool, user_tokens in 0usize..4, width in 1usize..40,
             histories in prop::collection::vec(prop::collection::vec(0u32..300, 1..9), 1..5),
+            users in prop::collection::vec(prop::option::of(0u64..9), 5),
         ) {
             let features = features(300);
             let config = TigerConfig {
                 dim: 8 * dim + 3, heads, head_dim, hidden, encoder_layers: layers.0, decoder_layers: layers.1, separator,
-                history_cap: 6, ..TigerConfig::default()
+                user_tokens, history_cap: 6, ..TigerConfig::default()
             };
             let model = Tiger::new(&config, features.clone(), &Parameters::new(seed).builder()).unwrap();
             let trie = Trie::build(features.sids()).unwrap();
             let histories: Vec<Vec<ItemIdx>> = histories.into_iter().map(|h| h.into_iter().map(ItemIdx).collect()).collect();
-            let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
-            let live: Vec<_> = histories.iter().map(|h| LiveMask::all(&trie).without(&trie, h)).collect();
+            let user = |at: usize| users[at].map(UserHash);
+            let histories: Vec<History> =
+                histories.iter().enumerate().map(|(at, items)| History { items, user: user(at) }).collect();
+            let live: Vec<_> = histories.iter().map(|h| LiveMask::all(&trie).without(&trie, h.items)).collect();
             let beams = BeamConfig::uniform(width, trie.levels(), width);
             let mut plain = TigerSession::new(&model, &histories).unwrap();
             let expected = search(&CpuKernel::new(&trie), &mut plain, &beams, histories.len(), &live).unwrap();
@@ -226,7 +228,7 @@ mod tests {
     }
 
     fn run(packed: &PackedTiger, trie: &Trie, histories: &[Vec<ItemIdx>], width: usize) -> Vec<Vec<beam::Hypothesis>> {
-        let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+        let histories: Vec<History> = histories.iter().map(History::from).collect();
         let live = vec![LiveMask::all(trie); histories.len()];
         let beams = BeamConfig::uniform(width, trie.levels(), width);
         search(&SimdKernel::new(trie), &mut packed.session(&histories), &beams, histories.len(), &live).unwrap()
@@ -241,7 +243,7 @@ mod tests {
         for batch in 0..40 {
             let histories = histories(live.len(), batch);
             let found = run(&packed, &trie, &histories, 8);
-            let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+            let histories: Vec<History> = histories.iter().map(History::from).collect();
             let mut plain = TigerSession::new(&model, &histories).unwrap();
             let expected = search(&CpuKernel::new(&trie), &mut plain, &beams, histories.len(), &live).unwrap();
             for (found, expected) in found.iter().zip(&expected) {

@@ -2,11 +2,12 @@
 
 use super::Tiger;
 use crate::Result;
+use crate::data::History;
 use crate::memory::SharedMemory;
 use crate::nn::log_softmax_rows;
 use beam::{BeamKernel, CpuBeams, Scores, StepScorer};
 use candle_core::{Device, Tensor};
-use rqvae::{ItemIdx, Mode};
+use rqvae::Mode;
 
 /// Scores the codes of the next item for a batch of histories.
 pub struct TigerSession<'a> {
@@ -17,7 +18,7 @@ pub struct TigerSession<'a> {
 
 impl<'a> TigerSession<'a> {
     /// Encodes `histories`, which must not be empty.
-    pub fn new(model: &'a Tiger, histories: &[&[ItemIdx]]) -> Result<Self> {
+    pub fn new(model: &'a Tiger, histories: &[History]) -> Result<Self> {
         let encoded = model.encode(histories, Mode::Eval)?;
         let memory = SharedMemory::new(model.decoder(), &encoded.states, encoded.keys)?;
         let cache = vec![None; model.decoder().len()];

@@ -16,6 +16,17 @@ pub enum Select {
     Ndcg,
 }
 
+/// What a loss or a gradient that is no number does to a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// Ends it.
+    #[default]
+    Stop,
+    /// Leaves the step out, three in a row at most; the metrics say how many.
+    Skip,
+}
+
 /// Numbers of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -48,6 +59,8 @@ pub struct TrainConfig {
     pub select: Select,
     /// Validations without a better figure before training stops.
     pub patience: u64,
+    /// What is done about a loss or a gradient that is no number.
+    pub on_nonfinite: OnNonFinite,
     /// Seconds after which training stops, 0 for no limit. The learning rate does not look at it.
     pub time_limit_s: u64,
     /// Everything random follows from it.
@@ -70,6 +83,7 @@ impl Default for TrainConfig {
             eval_users: 3000,
             select: Select::Recall,
             patience: 10,
+            on_nonfinite: OnNonFinite::Stop,
             time_limit_s: 0,
             seed: 0,
         }

@@ -3,11 +3,13 @@
 mod average;
 mod config;
 mod diagnosis;
+mod record;
 mod trainer;
 
-pub use config::{Select, TrainConfig};
+pub use config::{OnNonFinite, Select, TrainConfig};
 pub use diagnosis::Diagnosis;
-pub use trainer::{EpochRecord, Identity, Objective, Outcome, Stop, Trainer, Validation};
+pub use record::{EpochRecord, Identity, Outcome, Stop, Validation};
+pub use trainer::{Objective, Trainer};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! What stops a run, on a model of twelve numbers.
 
-use super::{Identity, Objective, Outcome, Stop, TrainConfig, Trainer, Validation};
+use super::{EpochRecord, Identity, Objective, OnNonFinite, Outcome, Stop, TrainConfig, Trainer, Validation};
 use crate::nn::Parameters;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -125,4 +125,60 @@ fn weights_that_are_not_finite_are_never_written() {
     assert!(matches!(&error, Error::NonFinite(found) if found.what == "tensor `weight`"), "{error}");
     let latest = dir.latest().unwrap().unwrap();
     assert!(latest.file("w").to_string_lossy().contains("step-000000003"));
+}
+
+/// Losses that are no numbers at some calls; otherwise the objective above.
+struct Gaps<'a> {
+    inner: Distance,
+    bad: &'a [u64],
+}
+
+impl Objective for Gaps<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.inner.lengths()
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        rows.len()
+    }
+
+    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
+        let bad = self.bad.contains(&self.inner.step.get());
+        let loss = self.inner.loss(rows, mode)?;
+        Ok(if bad { (loss * f64::NAN)? } else { loss })
+    }
+}
+
+#[test]
+fn bad_steps_are_left_out_three_in_a_row_at_most_and_counted() {
+    let run = |bad: &[u64], on_nonfinite| {
+        let params = Parameters::new(3);
+        params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+        let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: Cell::new(0) };
+        let mut records: Vec<EpochRecord> = Vec::new();
+        let outcome = Trainer::new(&TrainConfig { on_nonfinite, ..config() }, &params, Identity::default()).run(
+            &Gaps { inner, bad },
+            false,
+            &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
+            &mut |_, _, _| {},
+            &mut |record| {
+                records.push(record.clone());
+                Ok(())
+            },
+            &|| false,
+        );
+        (outcome, records)
+    };
+    let bad = [3, 4, 5, 7, 18, 19, 20];
+    let (outcome, records) = run(&bad, OnNonFinite::Skip);
+    assert_eq!(outcome.unwrap().steps, 60 - bad.len() as u64);
+    assert_eq!(records.iter().map(|record| record.skipped).collect::<Vec<_>>(), [4, 2, 1, 0, 0, 0]);
+    assert!(records.iter().all(|record| record.loss.is_finite()));
+    let told = [0, 5].map(|at| serde_json::to_string(&records[at]).unwrap().contains("skipped"));
+    assert_eq!(told, [true, false]);
+    // Ten steps an epoch: four in a row here, across its end.
+    let (outcome, _) = run(&[8, 9, 10, 11], OnNonFinite::Skip);
+    let Err(Error::NonFinite(found)) = outcome else { panic!("four in a row are too many") };
+    assert_eq!((found.what.as_str(), found.step), ("loss", 8));
+    assert!(run(&bad, OnNonFinite::Stop).0.is_err());
 }

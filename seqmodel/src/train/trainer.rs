@@ -4,14 +4,14 @@
 //! and a handful of counters.
 
 use super::average::Average;
-use super::{Diagnosis, Select, TrainConfig};
-use crate::data::Batches;
+use super::record::RunState;
+use super::{Diagnosis, EpochRecord, Identity, OnNonFinite, Outcome, Select, Stop, TrainConfig, Validation};
+use crate::data::{Batches, preparing};
 use crate::nn::{Parameters, load_parameters, save_parameters};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use rqvae::{AdamW, Checkpoint, CheckpointDir, Mode, SeededRng, StepKeys};
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -19,6 +19,9 @@ use std::time::Instant;
 const WEIGHTS: &str = "model.safetensors";
 /// Weights to train on, where an average is used.
 const TRAINED: &str = "trained.safetensors";
+
+/// Steps in a row that may be left out, where such are.
+const MOST_SKIPPED: u64 = 3;
 
 /// One way to turn rows of training data into a scalar loss; the trainer knows nothing else about a model.
 pub trait Objective {
@@ -30,97 +33,6 @@ pub trait Objective {
 
     /// Loss of the samples `rows`.
     fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor>;
-}
-
-/// What validation found; one of the two chooses the best weights.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Validation {
-    /// Share of users whose target is among the first ten.
-    #[serde(rename = "recall@10")]
-    pub recall_at_10: f64,
-    /// Discounted gain of the same lists.
-    #[serde(rename = "ndcg@10")]
-    pub ndcg_at_10: f64,
-}
-
-/// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EpochRecord {
-    /// Optimiser steps taken.
-    pub step: u64,
-    /// Epochs finished.
-    pub epoch: u64,
-    /// Mean loss of the epoch.
-    pub loss: f64,
-    /// Learning rate of the last step.
-    pub lr: f64,
-    /// Gradient norm of the last step before clipping.
-    pub grad_norm: f64,
-    /// Training samples per second of this epoch.
-    pub examples_per_second: f64,
-    /// Seconds of training so far.
-    pub seconds: f64,
-    /// Validation, where this epoch had one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub val: Option<Validation>,
-}
-
-/// Why training ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stop {
-    /// All epochs done.
-    Epochs,
-    /// No better validation for `patience` times.
-    Patience,
-    /// The time limit.
-    Time,
-    /// The caller asked; a checkpoint of this very step was written.
-    Interrupted,
-}
-
-/// End of a run. The parameters hold the best weights, unless it was interrupted.
-#[derive(Debug, Clone, Copy)]
-pub struct Outcome {
-    /// Why it ended.
-    pub stop: Stop,
-    /// Steps taken.
-    pub steps: u64,
-    /// Epochs finished.
-    pub epochs: u64,
-    /// Best validation figure, of the metric the run selects by.
-    pub best: f64,
-    /// Step of the best validation.
-    pub best_step: u64,
-    /// Seconds of training, resumed parts included.
-    pub seconds: f64,
-}
-
-/// Digests of what a run was made from; a resumed run must match.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Kind of model.
-    pub model: String,
-    /// Digest of the model's and the trainer's configuration.
-    pub config: String,
-    /// Digest of the training data.
-    pub data: String,
-    /// Digest of the SID table.
-    pub sids: String,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct RunState {
-    identity: Identity,
-    step: u64,
-    epoch: u64,
-    batch: usize,
-    loss_sum: f64,
-    best: Option<f64>,
-    best_step: u64,
-    stale: u64,
-    seconds: f64,
-    finished: bool,
 }
 
 /// A training run.
@@ -151,7 +63,7 @@ impl<'a> Trainer<'a> {
     /// step; `record` one record an epoch; `interrupted` is asked before each step.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] before anything is updated; [`Error::Mismatch`] when the checkpoint is of another run.
+    /// [`Error::NonFinite`] before anything is updated, under [`OnNonFinite::Skip`] at the fourth such step in a row; [`Error::Mismatch`] when the checkpoint is of another run.
     pub fn run(
         &self,
         objective: &dyn Objective,
@@ -184,7 +96,7 @@ impl<'a> Trainer<'a> {
             if state.finished || state.epoch >= self.config.max_epochs {
                 break Stop::Epochs;
             }
-            let batches = Batches::new(&lengths, self.config.batch_size, &rng, state.epoch);
+            let batches = preparing(|| Batches::new(&lengths, self.config.batch_size, &rng, state.epoch));
             let schedule = self.config.schedule(batches.len() as u64);
             let (epoch_began, first_batch) = (Instant::now(), state.batch);
             let (mut lr, mut grad_norm, mut examples) = (0.0, 0.0, 0);
@@ -192,7 +104,7 @@ impl<'a> Trainer<'a> {
                 if interrupted() {
                     state.seconds = before + began.elapsed().as_secs_f64();
                     self.save(&state, &optim, average.as_ref(), false)?;
-                    return Ok(outcome(Stop::Interrupted, &state));
+                    return Ok(state.outcome(Stop::Interrupted));
                 }
                 lr = schedule.at(state.step);
                 let rows = batches.rows(state.batch);
@@ -203,6 +115,17 @@ impl<'a> Trainer<'a> {
                     None => Err(rqvae::Error::NonFinite { what: self.first_bad("loss")?, step: state.step }),
                 };
                 grad_norm = match stepped {
+                    // Weights that are no numbers would spoil each step to come as well.
+                    Err(rqvae::Error::NonFinite { what, .. })
+                        if self.config.on_nonfinite == OnNonFinite::Skip
+                            && state.skipped_last < MOST_SKIPPED
+                            && !what.starts_with("tensor") =>
+                    {
+                        tracing::warn!(what, step = state.step, loss = value, "step left out");
+                        (state.skipped, state.skipped_last) = (state.skipped + 1, state.skipped_last + 1);
+                        state.batch += 1;
+                        continue;
+                    }
                     Err(rqvae::Error::NonFinite { what, .. }) => {
                         let (rows, written) = (rows.to_vec(), None);
                         let found = Diagnosis { what, step: state.step, loss: value, lr, grad_norm, rows, written };
@@ -214,13 +137,15 @@ impl<'a> Trainer<'a> {
                     average.update(self.params, state.step)?;
                 }
                 state.loss_sum += value;
+                state.skipped_last = 0;
                 state.step += 1;
                 state.batch += 1;
                 examples += rows.len();
                 observe(state.batch as u64, batches.len() as u64, value);
             }
             let seconds = epoch_began.elapsed().as_secs_f64();
-            let loss = state.loss_sum / batches.len() as f64;
+            let skipped = std::mem::take(&mut state.skipped);
+            let loss = state.loss_sum / (batches.len() as u64 - skipped).max(1) as f64;
             tracing::debug!(epoch = state.epoch, loss, resumed_at = first_batch, "epoch done");
             (state.epoch, state.batch, state.loss_sum) = (state.epoch + 1, 0, 0.0);
             state.seconds = before + began.elapsed().as_secs_f64();
@@ -260,6 +185,7 @@ impl<'a> Trainer<'a> {
                 grad_norm,
                 examples_per_second: examples as f64 / seconds.max(1e-9),
                 seconds: state.seconds,
+                skipped,
                 val,
             })?;
             if val.is_some() {
@@ -281,7 +207,7 @@ impl<'a> Trainer<'a> {
             (None, Some(weights)) => self.params.assign(&weights.into_iter().collect::<HashMap<_, _>>())?,
             (None, None) => {}
         }
-        Ok(outcome(stop, &state))
+        Ok(state.outcome(stop))
     }
 
     /// Loss and gradients of the batch `rows`, in one pass or in parts that weigh by their targets; no gradients where
@@ -405,15 +331,4 @@ impl<'a> Trainer<'a> {
 /// Sets `params` from a file of a checkpoint.
 fn load_weights(params: &Parameters, checkpoint: &Checkpoint, file: &str) -> Result<()> {
     params.assign(&load_parameters(&checkpoint.read(file)?, &checkpoint.file(file))?)
-}
-
-fn outcome(stop: Stop, state: &RunState) -> Outcome {
-    Outcome {
-        stop,
-        steps: state.step,
-        epochs: state.epoch,
-        best: state.best.unwrap_or(0.0),
-        best_step: state.best_step,
-        seconds: state.seconds,
-    }
 }

@@ -18,7 +18,7 @@ use clap::Args;
 use rand::Rng;
 use rqvae::{ItemIdx, SeededRng, SidTable};
 use seqmodel::tiger::TigerConfig;
-use seqmodel::{Generative, ItemFeatures};
+use seqmodel::{Generative, History, ItemFeatures};
 use serde_json::{Map, Value, json};
 use std::hint::black_box;
 use std::path::PathBuf;
@@ -167,7 +167,7 @@ fn whole(args: &BeamBenchArgs, subject: &Subject, generative: &Generative) -> Re
         let mut history =
             || (0..args.history).map(|_| items[rng.random_range(0..items.len())]).collect::<Vec<ItemIdx>>();
         let histories: Vec<Vec<ItemIdx>> = (0..batch).map(|_| history()).collect();
-        let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+        let histories: Vec<History> = histories.iter().map(History::from).collect();
         let began = Instant::now();
         let lists = generative.search(&histories, &live, beam, beam, None)?;
         let took = began.elapsed();

@@ -13,6 +13,7 @@ use candle_core::{Device, Tensor};
 use clap::Args;
 use rand::Rng;
 use rqvae::{ItemIdx, SeededRng, SidSpec, SidTable, Vectors};
+use seqmodel::data::preparation_seconds;
 use seqmodel::nn::{Linear, Parameters, multiplications};
 use seqmodel::train::{EpochRecord, Identity, TrainConfig, Validation};
 use seqmodel::{Histories, ItemFeatures, LeaveOneOut};
@@ -85,8 +86,8 @@ struct Steps {
     took: Vec<Duration>,
     losses: Vec<f64>,
     per_epoch: u64,
-    /// Multiplications at the end of the warm-up.
-    before: u64,
+    /// Multiplications and seconds of preparation at the end of the warm-up.
+    before: (u64, f64),
 }
 
 const WARM_UP: usize = 2;
@@ -98,7 +99,7 @@ impl Observer for Steps {
         (self.last, self.per_epoch) = (now, of);
         self.losses.push(loss);
         if self.took.len() == WARM_UP {
-            self.before = multiplications();
+            self.before = (multiplications(), preparation_seconds());
         }
     }
 
@@ -145,7 +146,7 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
     let stage = Stage::new(&format!("train {}", config.model.name()), 0);
     let split = LeaveOneOut::new(&histories);
     let began = Instant::now();
-    let mut steps = Steps { last: began, took: Vec::new(), losses: Vec::new(), per_epoch: 0, before: 0 };
+    let mut steps = Steps { last: began, took: Vec::new(), losses: Vec::new(), per_epoch: 0, before: (0, 0.0) };
     let time = Duration::from_secs(args.seconds);
     let mut validate = |_: &Model| Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 });
     let done = || began.elapsed() > time;
@@ -160,13 +161,16 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
     }
     let seconds = took.iter().sum::<Duration>().as_secs_f64();
     let (count, rate) = (took.len() as f64, took.len() as f64 / seconds);
-    let reached = (multiplications() - steps.before) as f64 / seconds;
+    let reached = (multiplications() - steps.before.0) as f64 / seconds;
+    let preparing = (preparation_seconds() - steps.before.1) / seconds;
     took.sort_unstable();
     let examples = rate * f64::from(args.batch);
     stage.done(&format!(
-        "{examples:.0} examples/s, {:.0} GFLOP/s, {:.0} % of one product's; an epoch takes {:.0} s",
+        "{examples:.0} examples/s, {:.0} GFLOP/s, {:.0} % of one product's, {:.2} % of the time for making batches; an \
+         epoch takes {:.0} s",
         2e-9 * reached,
         100.0 * reached / peak,
+        100.0 * preparing,
         steps.per_epoch as f64 / rate
     ));
     let tenth = (steps.losses.len() / 10).max(1);
@@ -187,6 +191,6 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
             "first_loss": mean(&steps.losses[..tenth]),
             "last_loss": mean(&steps.losses[steps.losses.len() - tenth..])})),
         more: object(json!({"examples_per_second": examples, "epoch_seconds": steps.per_epoch as f64 / rate,
-            "gflops": 2e-9 * reached, "peak_gflops": 2e-9 * peak, "share_of_peak": reached / peak})),
+            "gflops": 2e-9 * reached, "peak_gflops": 2e-9 * peak, "share_of_peak": reached / peak, "share_preparing": preparing})),
     })
 }

@@ -259,7 +259,8 @@ mod tests {
         let ranked: Vec<Vec<Scored>> = (0..200).map(|_| list(&(0..40).collect::<Vec<_>>())).collect();
         let categories =
             Categories { of: (0..40).map(|i| u32::from(i >= 10)).collect(), names: vec!["a".into(), "b".into()] };
-        let cases: Vec<Case> = (0..200).map(|user| Case { user, history: &[], target: ItemIdx(8) }).collect();
+        let cases: Vec<Case> =
+            (0..200).map(|user| Case { user, hash: None, history: &[], target: ItemIdx(8) }).collect();
         let found = drawn("m", &ranked, &cases, &categories, 1);
         assert!((found[0].recall_all - 1.0).abs() < 1e-12 && found[0].category_entropy.abs() < 1e-12);
         assert!(found[1].category_entropy < found[3].category_entropy && found[3].recall_all < 1.0);
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn slices_count_unseen_targets_only() {
-        let case = |target| Case { user: 0, history: &[], target: ItemIdx(target) };
+        let case = |target| Case { user: 0, hash: None, history: &[], target: ItemIdx(target) };
         let cases = [case(2), case(3), case(0)];
         let lists = vec![vec![list(&[2]), list(&[1]), list(&[0])]];
         let found = slices(&cases, &lists, &[false, false, true, true], &categories());

@@ -75,14 +75,14 @@ impl Setting<'_> {
         for some in self.cases.chunks(256) {
             let exclude: Vec<Vec<ItemIdx>> = some.iter().map(|case| [case.history, without].concat()).collect();
             let queries: Vec<Query> =
-                some.iter().zip(&exclude).map(|(case, exclude)| Query { history: case.history, exclude }).collect();
+                some.iter().zip(&exclude).map(|(case, exclude)| Query { exclude, ..Query::of(case, true) }).collect();
             lists.extend(retriever.retrieve(&queries, self.k)?);
         }
         Ok(lists)
     }
 
     fn queries(&self) -> Vec<Query<'_>> {
-        self.cases.iter().map(|case| Query { history: case.history, exclude: case.history }).collect()
+        self.cases.iter().map(|case| Query::of(case, true)).collect()
     }
 
     /// The hybrid's memory, of what training may see.

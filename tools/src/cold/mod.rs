@@ -278,7 +278,7 @@ fn question(config: &ColdConfig, split: &LeaveOneOut, catalogue: &Catalogue, enc
         catalogue.sids.digest(),
         config.beam,
         config.seed,
-        data_digest(split)
+        data_digest(split, config.models.iter().any(|run| run.model.reads_users()))
     );
     for run in &config.models {
         text += &toml::to_string(run)?;

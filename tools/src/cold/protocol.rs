@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use rand::seq::index::sample;
 use rqvae::{ItemIdx, SeededRng};
 use seqmodel::LeaveOneOut;
-use seqmodel::data::{Case, Histories};
+use seqmodel::data::{Case, Histories, UserHash};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -39,14 +39,16 @@ pub enum Protocol {
     Ramp,
 }
 
+/// Of a user: the row, who that is, the history and the target.
+type Question = (usize, Option<UserHash>, Vec<ItemIdx>, ItemIdx);
+
 /// A data set after a protocol.
 pub struct Held {
     /// What training may see: all but the last two of each user are trained on, the last but one validates.
     pub training: Histories,
     /// Whether an item is held out, (items,).
     pub unseen: Vec<bool>,
-    /// History and target of each question.
-    questions: Vec<(usize, Vec<ItemIdx>, ItemIdx)>,
+    questions: Vec<Question>,
     /// Interactions that were deleted.
     pub removed_interactions: usize,
 }
@@ -91,24 +93,24 @@ fn tiger(histories: &Histories, items: usize, share: f64, seed: u64) -> Held {
         if seen.len() >= 2 {
             seen.push(target);
         }
-        training.push(seen);
+        training.push((histories.hash(user), seen));
         if history.len() >= 3 && !kept.is_empty() {
-            questions.push((user, kept, target));
+            questions.push((user, histories.hash(user), kept, target));
         }
     }
-    Held { training: Histories::new(training), unseen, questions, removed_interactions: removed }
+    Held { training: Histories::of_users(training), unseen, questions, removed_interactions: removed }
 }
 
 fn liger(histories: &Histories, items: usize, newest: usize) -> Held {
-    let cut: Vec<Vec<ItemIdx>> = histories.iter().map(|h| h[h.len().saturating_sub(newest)..].to_vec()).collect();
-    let training = Histories::new(cut);
+    let cut = |(user, h): (usize, &[ItemIdx])| (histories.hash(user), h[h.len().saturating_sub(newest)..].to_vec());
+    let training = Histories::of_users(histories.iter().enumerate().map(cut));
     let split = LeaveOneOut::new(&training);
     let mut unseen = vec![false; items];
     training.iter().flatten().for_each(|item| unseen[item.0 as usize] = true);
     (0..split.users()).flat_map(|user| split.train(user)).for_each(|item| unseen[item.0 as usize] = false);
     let question = |(user, history): (usize, &[ItemIdx])| {
         let (target, before) = history.split_last()?;
-        (history.len() >= 3).then(|| (user, before.to_vec(), *target))
+        (history.len() >= 3).then(|| (user, histories.hash(user), before.to_vec(), *target))
     };
     let questions = training.iter().enumerate().filter_map(question).collect();
     Held { unseen, questions, removed_interactions: 0, training }
@@ -118,7 +120,7 @@ fn time(interactions: &Interactions, items: usize, share: f64) -> Held {
     let split = split_by_time(interactions, items, share);
     let question = |(user, at): (usize, &Option<usize>)| {
         let (history, at) = (interactions.histories.of(user), (*at)?);
-        Some((user, history[..at].to_vec(), history[at]))
+        Some((user, interactions.histories.hash(user), history[..at].to_vec(), history[at]))
     };
     let questions = split.question.iter().enumerate().filter_map(question).collect();
     Held { training: split.before, unseen: split.new, questions, removed_interactions: 0 }
@@ -132,7 +134,10 @@ impl Held {
 
     /// The questions.
     pub fn cases(&self) -> Vec<Case<'_>> {
-        self.questions.iter().map(|(user, history, target)| Case { user: *user, history, target: *target }).collect()
+        let questions = self.questions.iter();
+        questions
+            .map(|(user, hash, history, target)| Case { user: *user, hash: *hash, history, target: *target })
+            .collect()
     }
 
     /// What counts and neighbours may be made of: what is trained on.

@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn rows_and_ramps_by_hand() {
         let list = |items: &[u32]| items.iter().map(|i| Scored { item: ItemIdx(*i), score: 0.0 }).collect::<Vec<_>>();
-        let case = |target| Case { user: 0, history: &[], target: ItemIdx(target) };
+        let case = |target| Case { user: 0, hash: None, history: &[], target: ItemIdx(target) };
         let cases = [case(5), case(6), case(0), case(1)];
         let lists = [list(&[5, 0]), list(&[0, 1]), list(&[1, 0]), list(&[2, 3])];
         let unseen = |item: ItemIdx| item.0 >= 5;

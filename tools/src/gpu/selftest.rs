@@ -9,7 +9,7 @@ use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
 use seqmodel::cuda::DeviceGenerator;
 use seqmodel::nn::Parameters;
 use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig};
-use seqmodel::{Generator, ItemFeatures, Search};
+use seqmodel::{Generator, History, ItemFeatures, Search};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -172,7 +172,7 @@ impl SelfTest {
                     let (model, trie) = paper(12_101)?;
                     let generator = DeviceGenerator::tiger(PackedTiger::new(&model)?, device, numbers)?;
                     let histories = histories(requests, 20);
-                    let histories: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+                    let histories: Vec<History> = histories.iter().map(History::from).collect();
                     let live = vec![LiveMask::all(&trie); requests];
                     let config = BeamConfig::uniform(width, 4, width);
                     let search = Search { trie: &trie, config: &config, live: &live, guidance: None };
@@ -288,7 +288,7 @@ impl SelfTest {
             let config = BeamConfig::uniform(width, 4, 10.min(width));
             let ask = |turn: usize| -> Result<()> {
                 let some = &all[turn % all.len()];
-                let some: Vec<&[ItemIdx]> = some[some.len() - batch..].iter().map(Vec::as_slice).collect();
+                let some: Vec<History> = some[some.len() - batch..].iter().map(History::from).collect();
                 generator.decode_on_device(&some, &trie, &config, &live)?;
                 Ok(())
             };

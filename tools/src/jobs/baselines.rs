@@ -52,7 +52,7 @@ mod tests {
         for name in BASELINES {
             let retriever = fit(name, &known, &content, &ties, 1).unwrap();
             assert_eq!(retriever.name(), name);
-            let query = Query { history: known[0], exclude: known[0] };
+            let query = Query { history: known[0], user: None, exclude: known[0] };
             let list = &retriever.retrieve(&[query], 5).unwrap()[0];
             assert_eq!(list.len(), 5, "{name}");
             assert!(list.iter().all(|s| !known[0].contains(&s.item)), "{name}");

@@ -43,10 +43,10 @@ pub fn split_by_time(interactions: &Interactions, items: usize, share: f64) -> T
     let cut = times.get(at).copied().unwrap_or(i64::MAX);
     let mut new = vec![true; items];
     let (mut before, mut question) = (Vec::new(), Vec::new());
-    for (history, times) in interactions.histories.iter().zip(&interactions.times) {
+    for (user, (history, times)) in interactions.histories.iter().zip(&interactions.times).enumerate() {
         let early = times.iter().take_while(|t| **t < cut).count();
         history[..early].iter().for_each(|item| new[item.0 as usize] = false);
-        before.push(history[..early].to_vec());
+        before.push((interactions.histories.hash(user), history[..early].to_vec()));
         question.push((early > 0 && history.len() > early).then(|| history.len() - 1));
     }
     // An item that never occurs at all is no new product, it is just never sold.
@@ -54,7 +54,7 @@ pub fn split_by_time(interactions: &Interactions, items: usize, share: f64) -> T
     for (item, new) in new.iter_mut().enumerate() {
         *new &= seen.contains(&ItemIdx(item as u32));
     }
-    TimeSplit { before: Histories::new(before), new, question }
+    TimeSplit { before: Histories::of_users(before), new, question }
 }
 
 /// What the cold-start part of a report shows.
@@ -104,10 +104,11 @@ pub fn run(
         .enumerate()
         .filter_map(|(user, at)| {
             let (history, at) = (interactions.histories.of(user), (*at)?);
-            Some(Case { user, history: &history[..at], target: history[at] })
+            let hash = interactions.histories.hash(user);
+            Some(Case { user, hash, history: &history[..at], target: history[at] })
         })
         .collect();
-    let queries: Vec<Query> = cases.iter().map(|c| Query { history: c.history, exclude: c.history }).collect();
+    let queries: Vec<Query> = cases.iter().map(|case| Query::of(case, true)).collect();
     let ties = catalogue.keys.tie_hash();
     let popular = Popular::fit(split.before.iter(), ties);
     let knn = ContentKnn::new(content, ContentKnn::DECAY, ties)?;
@@ -151,7 +152,7 @@ fn only_new(
     is_new: &dyn Fn(ItemIdx) -> bool,
 ) -> Result<Vec<Vec<Scored>>> {
     let warm: Vec<ItemIdx> = (0..items as u32).map(ItemIdx).filter(|item| !is_new(*item)).collect();
-    let queries: Vec<Query> = queries.iter().map(|q| Query { history: q.history, exclude: &warm }).collect();
+    let queries: Vec<Query> = queries.iter().map(|q| Query { exclude: &warm, ..*q }).collect();
     Ok(knn.retrieve(&queries, K)?)
 }
 
@@ -234,7 +235,7 @@ mod tests {
         let list = |ids: std::ops::Range<u32>| ids.map(|i| Scored { item: ItemIdx(i), score: 0.0 }).collect::<Vec<_>>();
         let merged = with_quota(&[list(0..10)], &[list(50..60)]);
         assert_eq!((merged[0].len(), merged[0][9].item), (10, ItemIdx(50)));
-        let cases = [Case { user: 0, history: &[], target: ItemIdx(50) }];
+        let cases = [Case { user: 0, hash: None, history: &[], target: ItemIdx(50) }];
         let row = row("m", None, &cases, &merged, &|item| item.0 >= 50);
         assert!((row.recall_unseen - 1.0).abs() < 1e-12 && (row.unseen_share - 0.1).abs() < 1e-12);
     }

@@ -147,16 +147,17 @@ pub fn measure<'a>(
 /// Public data sets order such events by item id, which a model could learn; the shuffled figure says how much it did.
 pub fn shuffle_ties(interactions: &Interactions, seed: u64) -> Histories {
     let mut rng = SeededRng::new(seed).stream("ties");
-    let users = interactions.histories.iter().zip(&interactions.times).map(|(items, times)| {
+    let histories = &interactions.histories;
+    let users = histories.iter().zip(&interactions.times).enumerate().map(|(user, (items, times))| {
         let mut items: Vec<ItemIdx> = items.to_vec();
         let mut start = 0;
         for run in times.chunk_by(|a, b| a == b) {
             items[start..start + run.len()].shuffle(&mut rng);
             start += run.len();
         }
-        items
+        (histories.hash(user), items)
     });
-    Histories::new(users.collect())
+    Histories::of_users(users)
 }
 
 /// Writes the lists as a TREC run, the targets as qrels.

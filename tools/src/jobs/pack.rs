@@ -95,7 +95,7 @@ mod tests {
         let list = |run: &Path, catalogue: &Catalogue| -> Result<Vec<u32>> {
             let trained = train::load(run, catalogue)?;
             let retriever = trained.model.retriever(&catalogue.trie, 20, catalogue.keys.tie_hash())?;
-            let found = retriever.retrieve(&[Query { history, exclude: history }], 5)?;
+            let found = retriever.retrieve(&[Query { history, user: None, exclude: history }], 5)?;
             Ok(found[0].iter().map(|scored| scored.item.0).collect())
         };
         let (full, packed) = (list(&at("run"), &built.catalogue)?, list(&at("packed").join("run"), &small)?);

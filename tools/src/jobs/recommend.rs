@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rqvae::ItemIdx;
-use seqmodel::{Query, Scored};
+use seqmodel::{History, Query, Scored};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -67,7 +67,9 @@ pub fn recommend_to(
 ) -> Result<()> {
     let parts = Parts::open(out, &question(catalogue, histories, asked))?;
     let retriever = model.retriever(&catalogue.trie, asked.beam, catalogue.keys.tie_hash())?;
-    let users: Vec<&[ItemIdx]> = histories.histories.iter().collect();
+    let all = &histories.histories;
+    let read = |user: usize| History { items: all.of(user), user: all.hash(user) };
+    let users: Vec<History> = (0..all.users()).map(read).collect();
     let total = users.len() as u64;
     let mut stage = Stage::new("recommend", total);
     let (began, mut fresh) = (Instant::now(), 0);
@@ -83,9 +85,10 @@ pub fn recommend_to(
             }
             // Removed items are not in the trie; models that rank without it are told.
             let exclude: Vec<Vec<ItemIdx>> =
-                chunk.iter().map(|history| [history, &catalogue.removed[..]].concat()).collect();
+                chunk.iter().map(|history| [history.items, &catalogue.removed[..]].concat()).collect();
+            let both = chunk.iter().zip(&exclude);
             let queries: Vec<_> =
-                chunk.iter().zip(&exclude).map(|(history, exclude)| Query { history, exclude }).collect();
+                both.map(|(of, exclude)| Query { history: of.items, user: of.user, exclude }).collect();
             for (user, list) in names.iter().zip(retriever.retrieve(&queries, asked.k)?) {
                 rows.extend(list.iter().enumerate().map(|(at, scored)| row(catalogue, user, at, scored)));
             }

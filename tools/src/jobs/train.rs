@@ -31,13 +31,16 @@ pub fn features(catalogue: &Catalogue) -> Result<ItemFeatures> {
     Ok(ItemFeatures::new(Arc::new(catalogue.sids.clone()), Some(content))?)
 }
 
-/// Digest of all histories: two runs with the same one saw the same data.
-pub fn data_digest(split: &LeaveOneOut) -> String {
+/// Digest of all histories, and of whose they are where `users` are read: two runs with the same one saw the same data.
+pub fn data_digest(split: &LeaveOneOut, users: bool) -> String {
     let mut hasher = blake3::Hasher::new();
     for user in 0..split.users() {
         let bytes: Vec<u8> = split.train(user).iter().flat_map(|item| item.0.to_le_bytes()).collect();
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes);
+        if let Some(hash) = split.hash(user).filter(|_| users) {
+            hasher.update(&hash.0.to_le_bytes());
+        }
     }
     hasher.finalize().to_hex().to_string()
 }
@@ -79,7 +82,7 @@ pub fn fit(
     let identity = Identity {
         model: config.model.name().to_string(),
         config: blake3::hash(toml::to_string(&essential)?.as_bytes()).to_hex().to_string(),
-        data: data_digest(split),
+        data: data_digest(split, config.model.reads_users()),
         sids: catalogue.sids.digest(),
     };
     let toml = toml::to_string_pretty(&config.model)?;
@@ -198,6 +201,9 @@ pub fn run(
     rqvae::write_atomic(&out.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
     let path = out.join("metrics.jsonl");
     if resume {
+        for refused in checkpoints.recover()? {
+            eprintln!("going on from the checkpoint before a damaged one: {refused}");
+        }
         drop_unsaved(&path, &checkpoints)?;
     }
     let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;

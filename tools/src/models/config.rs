@@ -110,7 +110,7 @@ impl RunConfig {
                 },
             },
             ("tiger", "paper" | "default") => Self {
-                model: ModelConfig::Tiger(TigerConfig::default()),
+                model: ModelConfig::Tiger(TigerConfig { user_tokens: 2000, ..TigerConfig::default() }),
                 train: TrainConfig { decay: Decay::InverseSqrt, warmup_steps: 1000, weight_decay: 0.01, ..train },
             },
             ("tiger", "grid") => Self {
@@ -212,6 +212,11 @@ impl ModelConfig {
         matches!(self, Self::Rqt(config) if config.guide > 0.0)
     }
 
+    /// Whether it reads whose history it is.
+    pub fn reads_users(&self) -> bool {
+        matches!(self, Self::Tiger(config) if config.user_tokens > 0)
+    }
+
     /// Newest items of a history that the model reads.
     pub fn history_cap(&self) -> usize {
         match self {
@@ -221,5 +226,23 @@ impl ModelConfig {
             Self::TwoTower(config) => config.history_cap,
             Self::Hybrid(config) => config.rqt.history_cap,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_tokens_are_the_papers_and_no_old_models() {
+        let tokens = |config: &ModelConfig| matches!(config, ModelConfig::Tiger(config) if config.user_tokens == 2000);
+        for (preset, reads) in [("paper", true), ("default", true), ("grid", false), ("quick", false)] {
+            let config = RunConfig::preset("tiger", preset).unwrap().model;
+            assert_eq!((tokens(&config), config.reads_users()), (reads, reads), "{preset}");
+        }
+        // As a checkpoint wrote it before there were any.
+        let paper = toml::to_string(&RunConfig::preset("tiger", "paper").unwrap().model).unwrap();
+        let old = paper.replace("user_tokens = 2000\n", "");
+        assert!(old != paper && !toml::from_str::<ModelConfig>(&old).unwrap().reads_users());
     }
 }

@@ -3,7 +3,7 @@
 use crate::models::Model;
 use beam::{Kept, LiveMask, Trace, Trie};
 use rqvae::ItemIdx;
-use seqmodel::{Generative, Query, Retriever, Scored};
+use seqmodel::{Generative, History, Query, Retriever, Scored, UserHash};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub struct Ask {
     /// Known items, oldest first; not empty.
     pub history: Vec<ItemIdx>,
+    /// Whose it is, where the request says so.
+    pub user: Option<UserHash>,
     /// Never returned.
     pub exclude: Vec<ItemIdx>,
     /// The only items that may be returned, where there is such a list.
@@ -103,7 +105,7 @@ impl ModelEngine {
     }
 
     fn search(&self, generative: &Generative, asks: &[&Ask], beam: usize) -> anyhow::Result<Vec<Answer>> {
-        let histories: Vec<&[ItemIdx]> = asks.iter().map(|ask| ask.history.as_slice()).collect();
+        let histories: Vec<_> = asks.iter().map(|ask| History { items: &ask.history, user: ask.user }).collect();
         let live: Vec<LiveMask> = asks.iter().map(|ask| self.mask(ask, generative.live())).collect();
         let k = asks.iter().map(|ask| ask.k).max().unwrap_or(1);
         let mut trace = asks.iter().any(|ask| ask.trace).then(Trace::default);
@@ -140,8 +142,9 @@ impl ModelEngine {
             (0..self.tie_hash.len() as u32).map(ItemIdx).filter(|item| !mask.allows(*item)).collect()
         };
         let exclude: Vec<_> = asks.iter().map(exclude).collect();
+        let both = asks.iter().zip(&exclude);
         let queries: Vec<_> =
-            asks.iter().zip(&exclude).map(|(ask, exclude)| Query { history: &ask.history, exclude }).collect();
+            both.map(|(ask, exclude)| Query { history: &ask.history, user: ask.user, exclude }).collect();
         let lists = retriever.retrieve(&queries, k)?;
         let answer = |(ask, list): (&&Ask, Vec<Scored>)| Answer {
             items: list.into_iter().take(ask.k).collect(),
@@ -170,5 +173,42 @@ impl Engine for ModelEngine {
             }
         }
         Ok(answers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{Asking, ModelConfig};
+    use seqmodel::ItemFeatures;
+    use seqmodel::tiger::TigerConfig;
+
+    /// Who asks reaches the model, whoever is in the same batch, and a kept history is of one user.
+    #[test]
+    fn users_have_lists_of_their_own() -> anyhow::Result<()> {
+        let spec = rqvae::SidSpec { codebook_sizes: vec![5, 7], suffix_size: Some(4) };
+        let codes = (0..60u16).flat_map(|item| [item % 5, item * 3 % 7, item / 20]).collect();
+        let features = ItemFeatures::new(Arc::new(rqvae::SidTable::new(spec, codes)?), None)?;
+        let trie = Trie::build(features.sids())?;
+        let config =
+            TigerConfig { dim: 16, heads: 2, head_dim: 8, hidden: 24, user_tokens: 50, ..TigerConfig::default() };
+        let asking = Asking { history_cache: 8, device: crate::gpu::DeviceChoice::Cpu, ..Asking::default() };
+        let model = Arc::new(crate::models::Model::new(&ModelConfig::Tiger(config), &features, 1)?.asked(asking)?);
+        let ties: Vec<u64> = (0..60).map(rqvae::mix).collect();
+        let engine = ModelEngine::new(Arc::clone(&model), &trie, &ties, &[], None)?;
+        let users = [Some("u1"), Some("u2"), None, Some("u1")].map(|id| id.map(UserHash::of));
+        let ask = |user| Ask { history: vec![ItemIdx(3), ItemIdx(5)], user, k: 5, beam: 20, ..Ask::default() };
+        let asks = users.map(ask);
+        let answer =
+            |asks: &[&Ask]| engine.answer(asks).map(|all| all.into_iter().map(|a| a.items).collect::<Vec<_>>());
+        let together = answer(&asks.iter().collect::<Vec<_>>()).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        let alone: Vec<_> = asks.iter().flat_map(|ask| answer(&[ask]).unwrap_or_default()).collect();
+        anyhow::ensure!(together == alone && together[0] == together[3]);
+        anyhow::ensure!(together[0] != together[1] && together[0] != together[2] && together[1] != together[2]);
+        // As evaluation asks.
+        let retriever = model.retriever(&trie, 20, &ties)?;
+        let queries = asks.each_ref().map(|ask| Query { history: &ask.history, user: ask.user, exclude: &[] });
+        anyhow::ensure!(retriever.retrieve(&queries, 5)? == together);
+        Ok(())
     }
 }

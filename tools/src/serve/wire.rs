@@ -43,6 +43,10 @@ pub struct Entry {
     /// Comes back with the result.
     #[schema(value_type = Option<Id>)]
     pub id: Option<Id>,
+    /// Who it is, as in the interactions that the model was trained on; read by models with user tokens alone, which
+    /// answer without it as well.
+    #[schema(value_type = Option<Id>)]
+    pub user_id: Option<Id>,
     /// Item ids, oldest first.
     pub history: Vec<Id>,
     /// Length of the list, 10 where it is not said.

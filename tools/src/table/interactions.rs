@@ -5,7 +5,7 @@ use super::rejects::Rejects;
 use super::{ItemKeys, ReadOptions, missing_column, source, time};
 use crate::error::bad_data;
 use rqvae::ItemIdx;
-use seqmodel::Histories;
+use seqmodel::{Histories, UserHash};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -116,10 +116,10 @@ impl<'a> Gather<'a> {
         }
         let unit = if milliseconds { 1000 } else { 1 };
         let times = self.events.iter().map(|events| events.iter().map(|e| e.time.div_euclid(unit)).collect()).collect();
-        let items = self.events.iter().map(|events| events.iter().map(|event| event.item).collect()).collect();
+        let items = self.events.iter().map(|events| events.iter().map(|event| event.item).collect());
         Ok(Interactions {
+            histories: Histories::of_users(self.users.iter().map(|id| Some(UserHash::of(id))).zip(items)),
             users: self.users,
-            histories: Histories::new(items),
             times,
             has_time,
             unknown_items: self.unknown,

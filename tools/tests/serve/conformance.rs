@@ -15,7 +15,7 @@ fn recommends_known_items_and_says_what_it_did_not_know() {
     let key = |row: u32| catalogue.keys.key(rqvae::ItemIdx(row)).to_string();
     let mut client = server.client();
     let body = json!({"requests": [
-        {"id": "u", "history": [key(3), "nowhere", key(5)], "k": 7, "deny": [key(9)], "trace": true},
+        {"id": "u", "user_id": 7, "history": [key(3), "nowhere", key(5)], "k": 7, "deny": [key(9)], "trace": true},
         {"id": 8, "history": ["nowhere"], "k": 4},
         {"id": "bad", "history": [], "k": 0},
         {"id": "worse", "histori": []},

@@ -14,7 +14,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use rqvae::ItemIdx;
-use seqmodel::Scored;
+use seqmodel::{Scored, UserHash};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,7 +119,8 @@ pub(super) fn check(
     let truncated = history.len().saturating_sub(version.history_cap);
     let history = history[truncated..].to_vec();
     let allow = entry.allow.as_deref().map(find);
-    let ask = Ask { history, exclude, allow, only_new: entry.only_new, k, beam, trace: entry.trace };
+    let user = entry.user_id.map(|id| UserHash::of(&id.key()));
+    let ask = Ask { history, user, exclude, allow, only_new: entry.only_new, k, beam, trace: entry.trace };
     Ok(Checked { id: entry.id, ask, unknown, truncated })
 }
 
