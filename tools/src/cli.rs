@@ -285,10 +285,12 @@ struct AskingArgs {
     /// Weight of the dense head in the search, 0 (codes alone) to 1; without it, the model's own
     #[arg(long, value_name = "SHARE", env = "SIDREC_GUIDE")]
     guide: Option<f32>,
-    /// Share of all places that new items get, 0 to 1; without it, the model's own
+    /// Share of all places that new items get, 0 to 1; without it, the model's own, and no more than three times their
+    /// part of the catalogue (hybrid)
     #[arg(long, value_name = "SHARE", env = "SIDREC_NEW_SHARE")]
     new_share: Option<f64>,
-    /// Histories whose encoding is kept for the next time they are asked for (rqt and tiger on the processor)
+    /// Histories whose encoding is kept for the next time they are asked for (rqt, tiger and hybrid on the
+    /// processor)
     #[arg(long, value_name = "N", default_value_t = 0, env = "SIDREC_HISTORY_CACHE")]
     history_cache: usize,
     /// Where to compute

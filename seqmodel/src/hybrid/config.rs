@@ -26,7 +26,8 @@ pub struct HybridConfig {
     pub certainty: f32,
     /// Warm items that a new item borrows from.
     pub lenders: usize,
-    /// Share of all places that new items get, on average over users; each user's list has them where they promise most.
+    /// Most of all places that new items get, on average over users, and never more than three times their part of the
+    /// catalogue; each user's list has them where they promise most.
     pub new_share: f64,
 }
 

@@ -95,6 +95,11 @@ impl Memory {
         !self.new.is_empty()
     }
 
+    /// How many items are new, and how many may be found in all.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.new.len(), self.live.iter().filter(|live| **live).count())
+    }
+
     /// At most `k` warm and `k` new items after the history of `query`; `generated` warm items, best first with their
     /// probabilities, are ranked among the warm ones. An empty history gets nothing.
     pub fn rank(&self, query: &Query, generated: &[Scored], k: usize) -> Ranked {

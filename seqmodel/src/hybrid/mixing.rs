@@ -5,6 +5,12 @@
 
 use crate::retrieve::Scored;
 
+/// The share of all places that `new` of `all` items get where at most `most` is asked for: no more than three times what
+/// falls to as many items on average, so that a handful of them does not stand in every list.
+pub fn fair_share(most: f64, new: usize, all: usize) -> f64 {
+    most.min(3.0 * new as f64 / all.max(1) as f64)
+}
+
 /// Places that a share of a list of `k` comes to, rounded up.
 fn places(share: f64, k: usize) -> usize {
     // A share such as 0.3 of 10 is a little more than 3 in floating point.
@@ -74,6 +80,14 @@ mod tests {
         assert_eq!(ids(&with_slots(&warm, &[], 0.3, 5)), [0, 1, 2, 3, 4]);
         let (warm, new) = (list(&(0..20).collect::<Vec<_>>()), list(&(50..70).collect::<Vec<_>>()));
         assert_eq!(with_slots(&warm, &new, 0.3, 10).iter().filter(|s| s.item.0 >= 50).count(), 3);
+    }
+
+    #[test]
+    fn few_new_items_get_few_places() {
+        assert_eq!(
+            [(10, 1000), (100, 1000), (0, 1000), (0, 0)].map(|(n, all)| fair_share(0.1, n, all)),
+            [0.03, 0.1, 0.0, 0.0]
+        );
     }
 
     #[test]

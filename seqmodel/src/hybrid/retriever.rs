@@ -1,6 +1,6 @@
 //! Beams and memory as one list, with places for new items where they promise most.
 
-use super::mixing::{bias_for, most_places, placed};
+use super::mixing::{bias_for, fair_share, most_places, placed};
 use super::{Hybrid, Memory, Ranked};
 use crate::generative::Generative;
 use crate::retrieve::{Query, Retriever, Scored};
@@ -23,17 +23,18 @@ pub struct HybridRetriever {
 
 impl HybridRetriever {
     /// Over the items that `generative`, a search by the generative part of `model`, may return; `new_share` instead of the
-    /// configured share of places for new items, where one is given.
+    /// configured share of places for new items, where one is given; the configured one is a most, and a fair one.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the share is none.
     pub fn new(model: &Hybrid, generative: Generative, tie_hash: &[u64], new_share: Option<f64>) -> Result<Self> {
-        let share = new_share.unwrap_or(model.config().new_share);
+        let memory = model.memory(&|item| generative.trie().leaf(item).is_some(), tie_hash)?;
+        let (new, all) = memory.sizes();
+        let share = new_share.unwrap_or_else(|| fair_share(model.config().new_share, new, all));
         if !(0.0..=1.0).contains(&share) {
             let (field, got) = ("new_share", share.to_string());
             return Err(Error::InvalidConfig { field, got, expected: "0 to 1".into() });
         }
-        let memory = model.memory(&|item| generative.trie().leaf(item).is_some(), tie_hash)?;
         let warm = generative.trie().live(|item| memory.seen(item));
         let generative = generative.with_live(warm);
         let mut made = Self { memory, generative, share, bias: f32::NEG_INFINITY };
