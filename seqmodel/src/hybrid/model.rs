@@ -110,10 +110,10 @@ impl Hybrid {
     /// What was counted, ready to rank; `live` tells items that may be found.
     pub fn memory(&self, live: &dyn Fn(ItemIdx) -> bool, tie_hash: &[u64]) -> Result<Memory> {
         let Some(content) = self.features.vectors() else { return Err(Error::NoData { what: "content vectors" }) };
-        let seen = self.seen.to_vec1::<f32>()?.into_iter().map(|count| count > 0.0).collect();
+        let seen = self.seen.to_vec1::<f32>()?.into_iter().map(|count| count > 0.5).collect();
         let row = |(followers, weights): (Vec<f32>, Vec<f32>)| {
-            let pairs = followers.into_iter().zip(weights).take_while(|(follower, _)| *follower > 0.0);
-            pairs.map(|(follower, score)| Scored { item: ItemIdx(follower as u32 - 1), score }).collect()
+            let pairs = followers.into_iter().zip(weights).take_while(|(follower, _)| *follower > 0.5);
+            pairs.map(|(follower, score)| Scored { item: ItemIdx(follower.round() as u32 - 1), score }).collect()
         };
         let rows = self.followers.to_vec2::<f32>()?.into_iter().zip(self.weights.to_vec2::<f32>()?).map(row).collect();
         Memory::new(Transitions::from_rows(rows, tie_hash), content, seen, live, &self.config, tie_hash)
@@ -122,7 +122,7 @@ impl Hybrid {
     /// The histories that places for new items are calibrated on.
     pub(super) fn sample(&self) -> Result<Vec<Vec<ItemIdx>>> {
         let known = |row: Vec<f32>| -> Vec<ItemIdx> {
-            row.into_iter().take_while(|item| *item > 0.0).map(|item| ItemIdx(item as u32 - 1)).collect()
+            row.into_iter().take_while(|item| *item > 0.5).map(|item| ItemIdx(item.round() as u32 - 1)).collect()
         };
         Ok(self.sample.to_vec2::<f32>()?.into_iter().map(known).filter(|history| !history.is_empty()).collect())
     }

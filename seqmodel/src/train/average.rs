@@ -19,12 +19,14 @@ impl Average {
         Ok(if decay > 0.0 { Some(Self { decay, weights: params.snapshot()? }) } else { None })
     }
 
-    /// Takes in the weights after `step`; early steps weigh more, so that the first weights are forgotten.
+    /// Takes in the weights after `step`; early steps weigh more, so that the first weights are forgotten. What does not
+    /// change keeps its bits: counts and names are among the parameters.
     pub(super) fn update(&mut self, params: &Parameters, step: u64) -> Result<()> {
         let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
         for (name, var) in params.all() {
             if let Some(average) = self.weights.get_mut(&name) {
-                *average = ((&*average * decay)? + (var.as_tensor() * (1.0 - decay))?)?.detach();
+                let step = ((var.as_tensor() - &*average)? * (1.0 - decay))?;
+                *average = (&*average + step)?.detach();
             }
         }
         Ok(())
@@ -35,5 +37,37 @@ impl Average {
         let trained = params.snapshot()?.into_iter().collect();
         params.assign(&self.weights.clone().into_iter().collect())?;
         Ok(trained)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn what_moves_is_averaged_and_what_does_not_keeps_its_bits() {
+        let params = Parameters::new(0);
+        let vb = params.builder();
+        for name in ["counted", "moved"] {
+            vb.get_with_hints(3, name, candle_nn::init::Init::Const(0.0)).unwrap();
+        }
+        let set = |counted: [f32; 3], moved: [f32; 3]| {
+            let tensor = |x: [f32; 3]| Tensor::from_slice(&x, 3, &Device::Cpu).unwrap();
+            params
+                .assign(&HashMap::from([("counted".into(), tensor(counted)), ("moved".into(), tensor(moved))]))
+                .unwrap();
+        };
+        let counted = [12_101.0, 0.3, 1e7 + 1.0];
+        set(counted, [0.0; 3]);
+        let mut average = Average::new(0.5, &params).unwrap().unwrap();
+        for step in 1..50 {
+            set(counted, [1.0; 3]);
+            average.update(&params, step).unwrap();
+        }
+        average.swap_in(&params).unwrap();
+        let read = |name: &str| params.snapshot().unwrap()[name].to_vec1::<f32>().unwrap();
+        assert_eq!(read("counted"), counted);
+        assert!(read("moved").iter().all(|x| (x - 1.0).abs() < 1e-6));
     }
 }
