@@ -106,9 +106,9 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     };
     let trained = args.ask.load(run, &catalogue)?;
     let width = args.ask.beam as usize;
-    if question.split == Split::Val {
-        // A run remembers all but the test targets.
-        trained.model.remember(&LeaveOneOut::new(&interactions.histories).known(Split::Val), trained.seed)?;
+    if question.split == Split::Val || args.ties != "file" {
+        // A run remembers all but the test targets, in the order of the file.
+        trained.model.remember(&LeaveOneOut::new(&interactions.histories).known(question.split), trained.seed)?;
     }
     let retriever = trained.model.retriever(&catalogue.trie, width, ties)?;
     if let Some(generative) = trained.model.generative(&catalogue.trie, width)? {
