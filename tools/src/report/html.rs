@@ -134,7 +134,8 @@ fn tiles(report: &DemoReport, extras: &Extras) -> anyhow::Result<String> {
         let best = report
             .models
             .iter()
-            .filter(|(name, _)| *name != extras.highlight)
+            // What is made of the highlighted model is no rival of it.
+            .filter(|(name, _)| *name != extras.highlight && !tables::about(name).contains(&extras.highlight))
             .max_by(|a, b| a.1.recall_10.total_cmp(&b.1.recall_10));
         if let Some(popular) = report.models.find("popular").filter(|m| m.recall_10 > 0.0) {
             let times = own.recall_10 / popular.recall_10;

@@ -6,7 +6,7 @@ use super::html::{escape, grouped, protocols};
 use super::{ColdStartRow, DemoReport, Extras, MetricSet, MetricsRow, MetricsTable};
 
 /// What a model is, for readers who do not know its name.
-fn about(model: &str) -> &'static str {
+pub(super) fn about(model: &str) -> &'static str {
     match model {
         "popular" => "what sells most",
         "itemknn" | "item-knn" => "bought by the same users",
@@ -14,6 +14,7 @@ fn about(model: &str) -> &'static str {
         "sasrec" => "transformer over item embeddings",
         "rqt" => "transformer over semantic IDs, one position per item",
         "rqt-codes" => "rqt, searched by its codes alone",
+        "hybrid" => "rqt, what followed and similar text, in one ranking",
         "tiger" => "encoder-decoder over semantic IDs",
         "mf" => "matrix factorization",
         "random" => "control",
