@@ -1,12 +1,13 @@
 //! The side of the hybrid that is counted: warm items by what follows what, new items by what they are like.
 
 use super::HybridConfig;
+use super::mixing::reciprocal_ranks;
 use crate::Result;
 use crate::baseline::{ContentKernel, Transitions};
 use crate::retrieve::{Query, Scored, top_k};
 use rayon::prelude::*;
 use rqvae::{ItemIdx, Vectors};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Warm and new items for one question, best first each.
@@ -125,23 +126,14 @@ impl Memory {
     /// the three scores have no scale in common.
     fn fused(&self, history: &[ItemIdx], beams: &[Scored], followers: &[Scored]) -> Vec<Scored> {
         let HybridConfig { followed, alike, rank_offset, .. } = self.config;
-        let mut points: BTreeMap<u32, f32> = beams.iter().chain(followers).map(|s| (s.item.0, 0.0)).collect();
-        let candidates: Vec<ItemIdx> = points.keys().map(|item| ItemIdx(*item)).collect();
-        let near = self.kernel.scores(history, candidates.iter().copied());
+        let candidates: BTreeSet<ItemIdx> = beams.iter().chain(followers).map(|s| s.item).collect();
+        let scores = self.kernel.scores(history, candidates.iter().copied());
         let mut near: Vec<Scored> =
-            candidates.into_iter().zip(near).map(|(item, score)| Scored { item, score }).collect();
+            candidates.into_iter().zip(scores).map(|(item, score)| Scored { item, score }).collect();
         self.sort(&mut near);
         // What follows nothing of the history is a candidate to fill the list, and has no place among the followers.
-        let following = followers.partition_point(|s| s.score > 0.0);
-        for (list, weight) in [(beams, 1.0), (&followers[..following], followed), (&near[..], alike)] {
-            for (place, scored) in list.iter().enumerate() {
-                *points.entry(scored.item.0).or_default() += weight / (rank_offset + (place + 1) as f32);
-            }
-        }
-        let mut all: Vec<Scored> =
-            points.into_iter().map(|(item, score)| Scored { item: ItemIdx(item), score }).collect();
-        self.sort(&mut all);
-        all
+        let following = &followers[..followers.partition_point(|s| s.score > 0.0)];
+        reciprocal_ranks(&[(beams, 1.0), (following, followed), (&near, alike)], rank_offset, &self.tie_hash)
     }
 
     fn rank_new(&self, query: &Query, scores: &[f32], k: usize) -> Vec<Scored> {

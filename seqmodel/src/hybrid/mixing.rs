@@ -2,8 +2,25 @@
 //!
 //! `with_slots` keeps places for new items whoever asks (Rajput et al. 2023, sec. 4.3); `placed` gives a new item a place
 //! where it promises more than the warm item there, by a bias that is calibrated to a share of all places.
+//! `reciprocal_ranks` makes one list of several whose scores have no scale in common (Cormack et al. 2009).
 
 use crate::retrieve::Scored;
+use rqvae::ItemIdx;
+use std::collections::BTreeMap;
+
+/// Weighted lists, best first each, as one by the sums of weight / (offset + place), places from 1; ties by item hash.
+pub fn reciprocal_ranks(lists: &[(&[Scored], f32)], offset: f32, tie_hash: &[u64]) -> Vec<Scored> {
+    let mut points: BTreeMap<ItemIdx, f32> = BTreeMap::new();
+    for (list, weight) in lists {
+        for (place, scored) in list.iter().enumerate() {
+            *points.entry(scored.item).or_default() += weight / (offset + (place + 1) as f32);
+        }
+    }
+    let mut all: Vec<Scored> = points.into_iter().map(|(item, score)| Scored { item, score }).collect();
+    let hash = |scored: &Scored| tie_hash[scored.item.0 as usize];
+    all.sort_by(|a, b| b.score.total_cmp(&a.score).then(hash(a).cmp(&hash(b))));
+    all
+}
 
 /// The share of all places that `new` of `all` items get where at most `most` is asked for: no more than three times what
 /// falls to as many items on average, so that a handful of them does not stand in every list.
@@ -80,6 +97,16 @@ mod tests {
         assert_eq!(ids(&with_slots(&warm, &[], 0.3, 5)), [0, 1, 2, 3, 4]);
         let (warm, new) = (list(&(0..20).collect::<Vec<_>>()), list(&(50..70).collect::<Vec<_>>()));
         assert_eq!(with_slots(&warm, &new, 0.3, 10).iter().filter(|s| s.item.0 >= 50).count(), 3);
+    }
+
+    #[test]
+    fn what_several_lists_rank_high_comes_first() {
+        let (a, b) = (list(&[1, 2, 3]), list(&[3, 2, 7]));
+        let merged = |weight| ids(&reciprocal_ranks(&[(&a, 1.0), (&b, weight)], 60.0, &[8, 7, 6, 5, 4, 3, 2, 1]));
+        assert_eq!(merged(1.0)[..2], [3, 2]);
+        // A list without weight only adds items, and equal sums go by hash.
+        assert_eq!(merged(0.0), [1, 2, 3, 7]);
+        assert_eq!(ids(&reciprocal_ranks(&[(&list(&[0]), 1.0), (&list(&[5]), 1.0)], 1.0, &[9, 0, 0, 0, 0, 2])), [5, 0]);
     }
 
     #[test]

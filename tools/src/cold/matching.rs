@@ -1,9 +1,9 @@
-//! Unseen items by what was generated, and two rankings as one.
+//! Unseen items by what was generated.
 
 use beam::{Hypothesis, Trie};
 use rqvae::ItemIdx;
 use seqmodel::Scored;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Unseen items that share their first `codes` codes with a generated ID, in the order in which the IDs were generated;
 /// under one prefix by `tie_hash` (TIGER's rule, section 4.3, with 3 codes of 4).
@@ -43,21 +43,6 @@ pub(super) fn verified(drafts: &[Scored], exact: &[Scored]) -> Vec<Scored> {
     exact.iter().filter(drafted).copied().collect()
 }
 
-/// Two rankings as one, by the sum of reciprocal ranks (Cormack et al. 2009, constant 60); ties by item hash.
-pub(super) fn fused(a: &[Scored], b: &[Scored], tie_hash: &[u64]) -> Vec<Scored> {
-    let mut scores: BTreeMap<ItemIdx, f32> = BTreeMap::new();
-    for list in [a, b] {
-        for (rank, scored) in list.iter().enumerate() {
-            *scores.entry(scored.item).or_default() += 1.0 / (61 + rank) as f32;
-        }
-    }
-    let mut list: Vec<Scored> = scores.into_iter().map(|(item, score)| Scored { item, score }).collect();
-    list.sort_by(|a, b| {
-        b.score.total_cmp(&a.score).then(tie_hash[a.item.0 as usize].cmp(&tie_hash[b.item.0 as usize]))
-    });
-    list
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,10 +74,5 @@ mod tests {
         assert_eq!(ids(&verified(&list(&[1, 2, 3, 4]), &list(&[3, 9, 1]))), [3, 1]);
         let many: Vec<u32> = (0..30).collect();
         assert_eq!(ids(&verified(&list(&many), &list(&[20, 9]))), [9]);
-    }
-
-    #[test]
-    fn what_both_rank_high_comes_first() {
-        assert_eq!(ids(&fused(&list(&[1, 2, 3]), &list(&[3, 2, 7]), &[0; 8]))[..2], [3, 2]);
     }
 }

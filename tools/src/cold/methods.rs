@@ -1,14 +1,14 @@
 //! The methods of the table: what each ranks among warm items, and what it puts into the places of unseen ones.
 
 use super::Setting;
-use super::matching::{fused, matched, verified};
+use super::matching::{matched, verified};
 use crate::jobs::baselines;
 use crate::models::Model;
 use anyhow::Result;
 use rand::seq::SliceRandom;
 use rqvae::{ItemIdx, SeededRng};
 use seqmodel::baseline::{ContentKernel, ContentKnn};
-use seqmodel::hybrid::mixing::{bias_for, most_places, placed, with_slots};
+use seqmodel::hybrid::mixing::{bias_for, most_places, placed, reciprocal_ranks, with_slots};
 use seqmodel::hybrid::{HybridConfig, Memory, Ranked};
 use seqmodel::{Query, Retriever, Scored};
 use std::sync::Arc;
@@ -196,7 +196,8 @@ impl Setting<'_> {
                 let lists = Arc::new(lists.collect());
                 methods.with(&format!("{name}, {codes}-code match"), Places::Slots, &warm, &lists);
             }
-            let both = Arc::new(near.iter().zip(&exact).map(|(a, b)| fused(a, b, self.ties)).collect());
+            let fused = |(a, b): (&Vec<Scored>, &Vec<Scored>)| reciprocal_ranks(&[(a, 1.0), (b, 1.0)], 60.0, self.ties);
+            let both = Arc::new(near.iter().zip(&exact).map(fused).collect());
             let drafted = Arc::new(kernel.iter().zip(&exact).map(|(drafts, exact)| verified(drafts, exact)).collect());
             methods.with(&format!("{name}, unseen scored exactly"), Places::Slots, &warm, &Arc::new(exact));
             methods.with(&format!("{name}, unseen drafted and verified"), Places::Slots, &warm, &drafted);

@@ -160,10 +160,12 @@ impl Model {
 
     /// What is asked in validation: the retriever, or where it remembers things beside what it learns, the part that learns.
     pub fn learner<'a>(&'a self, trie: &Trie, width: usize, tie_hash: &[u64]) -> Result<Box<dyn Retriever + 'a>> {
-        match (&self.network, self.search(trie, width)?) {
-            (Network::Hybrid(_), Some(generative)) => Ok(Box::new(generative)),
-            _ => self.retriever(trie, width, tie_hash),
+        if let Network::Hybrid(_) = &self.network
+            && let Some(generative) = self.search(trie, width)?
+        {
+            return Ok(Box::new(generative));
         }
+        self.retriever(trie, width, tie_hash)
     }
 
     /// Counts `histories`, where the model remembers any: what is known when it is asked, which may be more than it was
