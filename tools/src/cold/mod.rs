@@ -30,6 +30,7 @@ use rqvae::{ItemIdx, QuantizerConfig, Vectors};
 use score::{Paired, RampRow};
 use seqmodel::LeaveOneOut;
 use seqmodel::data::Case;
+use seqmodel::hybrid::HybridConfig;
 use seqmodel::train::Stop;
 use serde::Serialize;
 use stages::Stages;
@@ -283,6 +284,8 @@ fn question(config: &ColdConfig, split: &LeaveOneOut, catalogue: &Catalogue, enc
     for run in &config.models {
         text += &toml::to_string(run)?;
     }
+    // The hybrid of a model is made with the numbers of now.
+    text += &serde_json::to_string(&HybridConfig::default())?;
     text += if config.counted { "counted" } else { "" };
     Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
 }

@@ -117,10 +117,10 @@ impl Model {
     ) -> Result<Option<Box<dyn Retriever + Send>>> {
         Ok(match &self.network {
             Network::TwoTower(towers) => Some(Box::new(TwoTowerRetriever::new(towers, tie_hash)?)),
-            Network::Hybrid(hybrid) => {
-                let Some(search) = self.search(trie, width)? else { unreachable!("a hybrid generates") };
-                Some(Box::new(HybridRetriever::new(hybrid, search, tie_hash, self.asking.new_share)?))
-            }
+            Network::Hybrid(hybrid) => match self.search(trie, width)? {
+                Some(search) => Some(Box::new(HybridRetriever::new(hybrid, search, tie_hash, self.asking.new_share)?)),
+                None => None,
+            },
             Network::Rqt(_) | Network::Tiger(_) | Network::Sasrec(_) => None,
         })
     }
