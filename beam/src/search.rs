@@ -251,6 +251,50 @@ pub(crate) mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// IDs of unequal length (paths in DSI's tree) end in zeros. Below a leaf there is one way to go, so that among valid
+        /// codes the zeros cost nothing, whatever a model says of them: scores are those of the paths themselves.
+        #[test]
+        fn zeros_below_a_leaf_cost_nothing(
+            drawn in prop::collection::vec(prop::collection::vec(0u16..4, 1..5), 1..40), seed: u64, other: u64,
+        ) {
+            let mut paths: Vec<Vec<Code>> = Vec::new();
+            for path in drawn {
+                if !paths.iter().any(|known| known.starts_with(&path) || path.starts_with(known)) {
+                    paths.push(path);
+                }
+            }
+            let spec = rqvae::SidSpec { codebook_sizes: vec![4; 4], suffix_size: None };
+            let padded = |path: &Vec<Code>| path.iter().copied().chain(std::iter::repeat(0)).take(4).collect::<Vec<_>>();
+            let table = SidTable::new(spec, paths.iter().flat_map(padded).collect()).unwrap();
+            let trie = Trie::build(&table).unwrap();
+            let log_prob = |prefix: &[Code], code: Code| {
+                let leaf = paths.iter().any(|path| prefix.starts_with(path));
+                let hash = prefix.iter().fold(if leaf { other } else { seed }, |hash, c| mix(hash ^ (u64::from(*c) + 1)));
+                -((mix(hash ^ u64::from(code)) % 100) as f32) / 20.0
+            };
+            let mut scorer = PrefixScorer::new(trie.spec(), |_, prefix: &[Code], log_probs: &mut [f32]| {
+                log_probs.iter_mut().enumerate().for_each(|(code, x)| *x = log_prob(prefix, code as Code));
+            });
+            let score = ScoreMode::ValidOnly;
+            let config = BeamConfig { widths: vec![paths.len(); 4], top_k: paths.len(), score };
+            let list = search(&CpuKernel::new(&trie), &mut scorer, &config, 1, &[LiveMask::all(&trie)]).unwrap().remove(0);
+            prop_assert_eq!(list.len(), paths.len());
+            for found in list {
+                let path = &paths[found.item.0 as usize];
+                let step = |level: usize| {
+                    let here = paths.iter().filter(|other| other.len() > level && other[..level] == path[..level]);
+                    let codes: BTreeSet<Code> = here.map(|path| path[level]).collect();
+                    let sum: f32 = codes.iter().map(|code| log_prob(&path[..level], *code).exp()).sum();
+                    log_prob(&path[..level], path[level]) - sum.ln()
+                };
+                let expected: f32 = (0..path.len()).map(step).sum();
+                prop_assert!((found.log_prob - expected).abs() < 1e-4, "{:?}: {} {}", path, found.log_prob, expected);
+            }
+        }
+    }
+
     static POOLS: LazyLock<Vec<rayon::ThreadPool>> = LazyLock::new(|| {
         let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         [1, 2, 5].map(pool).into()

@@ -1,15 +1,16 @@
 //! What must hold for every model that trains: gradients reach every parameter, padding and caches change nothing,
 //! the same seed gives the same bits, and a run that was cut resumes to them.
 
-use crate::data::{Histories, Window, windows};
+use crate::data::{Histories, History, Window, windows};
 use crate::dense::{SasRec, SasRecConfig, SasRecLoss, SasRecRetriever};
 use crate::generative::Generative;
 use crate::nn::Parameters;
 use crate::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
-use crate::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession, samples};
+use crate::tiger::{PackedTiger, Sample, Tiger, TigerConfig, TigerSession, samples};
 use crate::train::{EpochRecord, Identity, Objective, Stop, TrainConfig, Trainer, Validation};
 use crate::{ItemFeatures, LeaveOneOut, Query, Retriever, RqtObjective, SasRecObjective, TigerObjective};
 use beam::Trie;
+use proptest::prelude::*;
 use rqvae::{CheckpointDir, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, Vectors, mix};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -175,33 +176,69 @@ fn a_history_scores_the_same_alone_and_in_a_padded_batch() {
     }
 }
 
-/// Sum of log-probabilities of an item's codes by the cached session equals minus the teacher-forced loss.
-#[test]
-fn cached_decoding_equals_the_teacher_forced_pass() {
-    let (features, history) = (features(), [ItemIdx(3), ItemIdx(17), ItemIdx(9)]);
-    let (rqt, _) = rqt(3);
-    let (tiger, _) = tiger(3);
-    for target in [ItemIdx(0), ItemIdx(22), ItemIdx(39)] {
-        let codes = features.codes(target);
-        let walk = |advance: &mut dyn FnMut(usize, u32) -> Vec<f32>| {
-            let mut sum = 0.0;
-            for (level, code) in codes.iter().enumerate() {
-                let last = if level == 0 { 0 } else { u32::from(codes[level - 1]) };
-                sum += advance(level, last)[usize::from(*code)];
-            }
-            sum
-        };
-        let mut session = RqtSession::new(&rqt, rqt.encode(&[&history]).unwrap()).unwrap();
-        let cached = walk(&mut |level, last| session.advance(level, &[0], &[0], &[last]).unwrap().1);
-        let items = history.iter().copied().chain([target]).collect();
-        let loss = rqt.loss(&[&Window { items, first_target: 2 }], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
-        assert!((cached + loss).abs() < 1e-4, "rqt: {cached} {loss}");
+/// Log-probability of every item after each of some histories, request by request, by a session whose rows are moved at
+/// every level: `advance` gets level, requests, parents and codes.
+fn walk(
+    requests: usize,
+    seed: u64,
+    mut advance: impl FnMut(usize, &[usize], &[u32], &[u32]) -> (usize, Vec<f32>),
+) -> Vec<f32> {
+    let (features, items) = (features(), ITEMS as usize);
+    let codes = |pair: usize| features.codes(ItemIdx((pair % items) as u32)).to_vec();
+    let (width, scores) = advance(0, &(0..requests).collect::<Vec<_>>(), &[], &vec![0; requests]);
+    let mut row_of: Vec<usize> = (0..requests * items).map(|pair| pair / items).collect();
+    let mut sums: Vec<f32> =
+        (0..requests * items).map(|pair| scores[row_of[pair] * width + usize::from(codes(pair)[0])]).collect();
+    for level in 1..features.sids().spec().len() {
+        let mut order: Vec<usize> = (0..requests * items).collect();
+        order.sort_by_key(|pair| (pair / items, mix(seed ^ (level * 1000 + pair) as u64)));
+        let parents: Vec<u32> = order.iter().map(|pair| row_of[*pair] as u32).collect();
+        let asked: Vec<usize> = order.iter().map(|pair| pair / items).collect();
+        let last: Vec<u32> = order.iter().map(|pair| u32::from(codes(*pair)[level - 1])).collect();
+        let (width, scores) = advance(level, &asked, &parents, &last);
+        for (row, pair) in order.into_iter().enumerate() {
+            row_of[pair] = row;
+            sums[pair] += scores[row * width + usize::from(codes(pair)[level])];
+        }
+    }
+    sums
+}
 
-        let mut session = TigerSession::new(&tiger, &[(&history).into()]).unwrap();
-        let cached = walk(&mut |level, last| session.advance(level, &[0], &[0], &[last]).unwrap().1);
-        let sample = crate::tiger::Sample { history: history.to_vec(), user: None, target };
-        let loss = tiger.loss(&[&sample], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
-        assert!((cached + loss).abs() < 1e-4, "tiger: {cached} {loss}");
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Cached decoding equals the pass without caches, whatever the model and however rows move: the log-probabilities of
+    /// an item's codes sum to minus its teacher-forced loss. Forty items after each history, some 4,000 in all.
+    #[test]
+    fn cached_decoding_equals_the_teacher_forced_pass(
+        seed: u64, look_back in 1usize..4, decoder_layers in 1usize..3, separator: bool,
+        histories in prop::collection::vec(prop::collection::vec((0..ITEMS).prop_map(ItemIdx), 1..7), 1..4),
+    ) {
+        let params = Parameters::new(seed);
+        let config = RqtConfig { look_back, decoder_layers, ..small_rqt() };
+        let rqt = Rqt::new(&config, features(), &params.builder()).unwrap();
+        let params = Parameters::new(seed);
+        let config = TigerConfig { dim: 16, heads: 2, head_dim: 8, hidden: 32, encoder_layers: 1, decoder_layers, separator, ..TigerConfig::default() };
+        let tiger = Tiger::new(&config, features(), &params.builder()).unwrap();
+        let read: Vec<&[ItemIdx]> = histories.iter().map(Vec::as_slice).collect();
+        let mut session = RqtSession::new(&rqt, rqt.encode(&read).unwrap()).unwrap();
+        let by_rqt = walk(read.len(), seed, |level, requests, parents, codes| {
+            session.advance(level, requests, parents, codes).unwrap()
+        });
+        let read: Vec<History> = histories.iter().map(History::from).collect();
+        let mut session = TigerSession::new(&tiger, &read).unwrap();
+        let by_tiger = walk(read.len(), seed, |level, requests, parents, codes| {
+            session.advance(level, requests, parents, codes).unwrap()
+        });
+        for (pair, (by_rqt, by_tiger)) in by_rqt.into_iter().zip(by_tiger).enumerate() {
+            let (history, target) = (&histories[pair / ITEMS as usize], ItemIdx(pair as u32 % ITEMS));
+            let items = history.iter().copied().chain([target]).collect();
+            let window = Window { items, first_target: history.len() - 1 };
+            let loss = rqt.loss(&[&window], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
+            prop_assert!((by_rqt + loss).abs() < 1e-4, "rqt, {target:?} after {history:?}: {by_rqt} {loss}");
+            let sample = Sample { history: history.clone(), user: None, target };
+            let loss = tiger.loss(&[&sample], Mode::Eval).unwrap().to_scalar::<f32>().unwrap();
+            prop_assert!((by_tiger + loss).abs() < 1e-4, "tiger, {target:?} after {history:?}: {by_tiger} {loss}");
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! Levels count codes: the root is node 0 of level 0, a node of level l stands for a prefix of l codes, and the nodes of
 //! level [`Trie::levels`] are leaves. Nodes of a level are numbered in lexicographic order of their prefixes, so the
 //! children of a node are neighbours in the next level and their numbers need not be stored. The arrays lie in one
-//! block, see `arena`; an item may stand behind several leaves, and a leaf has at least one item.
+//! block, see `arena`; an item may stand behind several leaves, and a leaf has at least one item. An ID that is shorter
+//! than the tree is deep (a path of DSI) ends in zeros; among valid codes those cost nothing.
 
 mod arena;
 mod bits;
