@@ -18,7 +18,7 @@ pub struct Validation {
 pub struct EpochRecord {
     /// Optimiser steps taken.
     pub step: u64,
-    /// Epochs finished.
+    /// Which epoch, the first is 1; the time limit may have cut it.
     pub epoch: u64,
     /// Mean loss of the epoch.
     pub loss: f64,
@@ -94,7 +94,6 @@ pub(super) struct RunState {
     pub(super) best_step: u64,
     pub(super) stale: u64,
     pub(super) seconds: f64,
-    pub(super) finished: bool,
     /// Steps of this epoch that were left out, and how many of them came last without one that was taken between.
     #[serde(default)]
     pub(super) skipped: u64,

@@ -182,3 +182,70 @@ fn bad_steps_are_left_out_three_in_a_row_at_most_and_counted() {
     assert_eq!((found.what.as_str(), found.step), ("loss", 8));
     assert!(run(&bad, OnNonFinite::Stop).0.is_err());
 }
+
+#[test]
+fn the_time_limit_cuts_an_epoch_and_a_run_with_more_time_goes_on_in_it_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    // At `pause` an objective takes longer than the limit.
+    let run = |name: &str, time_limit_s: u64, pause: u64, resume: bool| {
+        let dir = CheckpointDir::create(&folder.path().join(name)).unwrap();
+        let params = Parameters::new(3);
+        params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+        let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: Cell::new(0) };
+        let (mut records, validations): (Vec<EpochRecord>, _) = (Vec::new(), Cell::new(0.0));
+        let outcome = Trainer::new(&TrainConfig { time_limit_s, ..config() }, &params, Identity::default())
+            .with_checkpoints(&dir, String::new())
+            .run(
+                &Slow { inner, pause },
+                resume,
+                &mut || {
+                    validations.set(validations.get() + 1.0);
+                    Ok(Validation { recall_at_10: validations.get(), ndcg_at_10: 0.0 })
+                },
+                &mut |_, _, _| {},
+                &mut |record| {
+                    records.push(record.clone());
+                    Ok(())
+                },
+                &|| false,
+            )
+            .unwrap();
+        let weights: Vec<f32> = params.all()["weight"].flatten_all().unwrap().to_vec1().unwrap();
+        let told: Vec<_> = records.iter().map(|r| (r.epoch, r.step, r.loss.to_bits(), r.val.is_some())).collect();
+        (outcome.stop, outcome.steps, weights, told)
+    };
+    let (stop, steps, whole, told) = run("whole", 0, u64::MAX, false);
+    assert_eq!((stop, steps), (Stop::Epochs, 60));
+    let (stop, steps, _, cut) = run("cut", 1, 23, false);
+    assert_eq!((stop, steps, cut[..2] == told[..2]), (Stop::Time, 24, true));
+    assert_eq!((cut.len(), cut[2].0, cut[2].1, cut[2].3), (3, 3, 24, true), "validated where it stopped");
+    // Without more time there is nothing to go on with.
+    let (stop, steps, _, none) = run("cut", 1, u64::MAX, true);
+    assert_eq!((stop, steps, none.len()), (Stop::Time, 24, 0));
+    let (stop, steps, weights, rest) = run("cut", 0, u64::MAX, true);
+    assert_eq!((stop, steps, weights), (Stop::Epochs, 60, whole));
+    assert_eq!(rest, told[2..]);
+}
+
+/// A call that takes longer than a second; otherwise the objective above.
+struct Slow {
+    inner: Distance,
+    pause: u64,
+}
+
+impl Objective for Slow {
+    fn lengths(&self) -> Vec<usize> {
+        self.inner.lengths()
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        rows.len()
+    }
+
+    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
+        if self.inner.step.get() == self.pause {
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+        }
+        self.inner.loss(rows, mode)
+    }
+}

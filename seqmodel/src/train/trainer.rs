@@ -93,8 +93,8 @@ impl<'a> Trainer<'a> {
         let mut best_weights = None;
         let (began, before) = (Instant::now(), state.seconds);
         let stop = loop {
-            if state.finished || state.epoch >= self.config.max_epochs {
-                break Stop::Epochs;
+            if let Some(stop) = self.ended(&state) {
+                break stop;
             }
             let batches = preparing(|| Batches::new(&lengths, self.config.batch_size, &rng, state.epoch));
             let schedule = self.config.schedule(batches.len() as u64);
@@ -142,17 +142,21 @@ impl<'a> Trainer<'a> {
                 state.batch += 1;
                 examples += rows.len();
                 observe(state.batch as u64, batches.len() as u64, value);
+                if self.out_of_time(before + began.elapsed().as_secs_f64()) {
+                    break;
+                }
             }
             let seconds = epoch_began.elapsed().as_secs_f64();
-            let skipped = std::mem::take(&mut state.skipped);
-            let loss = state.loss_sum / (batches.len() as u64 - skipped).max(1) as f64;
-            tracing::debug!(epoch = state.epoch, loss, resumed_at = first_batch, "epoch done");
-            (state.epoch, state.batch, state.loss_sum) = (state.epoch + 1, 0, 0.0);
+            let (epoch, skipped) = (state.epoch + 1, state.skipped);
+            let loss = state.loss_sum / (state.batch as u64 - skipped).max(1) as f64;
+            tracing::debug!(epoch, loss, from = first_batch, to = state.batch, of = batches.len(), "epoch done");
+            // One that the time limit cut stays as it is: a resumed run with more time goes on in it.
+            if state.batch == batches.len() {
+                (state.epoch, state.batch, state.loss_sum, state.skipped) = (epoch, 0, 0.0, 0);
+            }
             state.seconds = before + began.elapsed().as_secs_f64();
-            let out_of_time = self.config.time_limit_s > 0 && state.seconds >= self.config.time_limit_s as f64;
-            let last = state.epoch >= self.config.max_epochs || out_of_time;
             let (mut val, mut better) = (None, false);
-            if last || state.epoch.is_multiple_of(self.config.eval_every) {
+            if self.ended(&state).is_some() || state.epoch.is_multiple_of(self.config.eval_every) {
                 let trained = average.as_ref().map(|average| average.swap_in(self.params)).transpose()?;
                 let found = validate()?;
                 let figure = match self.config.select {
@@ -173,13 +177,12 @@ impl<'a> Trainer<'a> {
                     self.params.assign(&trained)?;
                 }
                 state.seconds = before + began.elapsed().as_secs_f64();
-                state.finished = last || state.stale >= self.config.patience;
             }
             // Before the checkpoint: a kill between the two leaves a line too many, which a resumed run drops, and
             // never one too few.
             record(&EpochRecord {
                 step: state.step,
-                epoch: state.epoch,
+                epoch,
                 loss,
                 lr,
                 grad_norm,
@@ -190,12 +193,6 @@ impl<'a> Trainer<'a> {
             })?;
             if val.is_some() {
                 self.save(&state, &optim, average.as_ref(), better)?;
-            }
-            if state.stale >= self.config.patience {
-                break Stop::Patience;
-            }
-            if out_of_time {
-                break Stop::Time;
             }
         };
         match (&self.output, best_weights) {
@@ -208,6 +205,21 @@ impl<'a> Trainer<'a> {
             (None, None) => {}
         }
         Ok(state.outcome(stop))
+    }
+
+    /// Why a run in this state goes no further, unless a limit is moved.
+    fn ended(&self, state: &RunState) -> Option<Stop> {
+        if state.epoch >= self.config.max_epochs {
+            Some(Stop::Epochs)
+        } else if state.stale >= self.config.patience {
+            Some(Stop::Patience)
+        } else {
+            self.out_of_time(state.seconds).then_some(Stop::Time)
+        }
+    }
+
+    fn out_of_time(&self, seconds: f64) -> bool {
+        self.config.time_limit_s > 0 && seconds >= self.config.time_limit_s as f64
     }
 
     /// Loss and gradients of the batch `rows`, in one pass or in parts that weigh by their targets; no gradients where

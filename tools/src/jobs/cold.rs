@@ -93,7 +93,7 @@ pub fn run(
     let built = build(items, content, encoder, quantizer, &|item| !is_new(item))?;
     let catalogue = &built.catalogue;
     let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
-    let mut recorder = Recorder::new("train for cold start", config.train.max_epochs, None);
+    let mut recorder = Recorder::new("train for cold start", &config.train, None);
     let leave_one_out = LeaveOneOut::new(&split.before);
     let outcome = fit(&model, config, catalogue, &leave_one_out, None, false, &mut recorder, interrupted)?;
     let (_, records) = recorder.done(&format!("best val recall@10 {:.4}", outcome.best));

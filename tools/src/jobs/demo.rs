@@ -173,7 +173,7 @@ pub fn run(job: &DemoJob, command: &str, interrupt: &Interrupt) -> Result<DemoRe
             rqvae::write_atomic(&run.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
             TrainCounts::of(&split, catalogue.keys.len()).write(&run)?;
         }
-        let mut recorder = Recorder::new(&format!("train {name}"), config.train.max_epochs, None);
+        let mut recorder = Recorder::new(&format!("train {name}"), &config.train, None);
         let outcome = fit(&model, config, catalogue, &split, checkpoints.as_ref(), false, &mut recorder, &interrupted)?;
         let message = format!("{} parameters, best val recall@10 {:.4}", model.params().count(), outcome.best);
         let (seconds, records) = recorder.done(&message);

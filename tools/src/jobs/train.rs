@@ -13,7 +13,7 @@ use fs4::fs_std::FileExt;
 use rqvae::{CheckpointDir, SeededRng};
 use seqmodel::data::Case;
 use seqmodel::nn::load_parameters;
-use seqmodel::train::{EpochRecord, Identity, Outcome, Stop, Validation};
+use seqmodel::train::{EpochRecord, Identity, Outcome, Stop, TrainConfig, Validation};
 use seqmodel::{EvalConfig, ItemFeatures, LeaveOneOut, Split, evaluate};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -106,27 +106,22 @@ pub struct Recorder<'a> {
     epoch: u64,
     last: String,
     began: Instant,
-    /// Steps seen, and samples of a full batch.
+    /// Steps seen, samples of a full batch, and seconds that there are, 0 for no limit.
     steps: u64,
     batch: usize,
+    limit: u64,
     /// All records so far.
     pub records: Vec<EpochRecord>,
     sink: Option<&'a mut dyn Write>,
 }
 
 impl<'a> Recorder<'a> {
-    /// A stage called `name` of `epochs` epochs; records also go to `sink` as JSON lines.
-    pub fn new(name: &str, epochs: u64, sink: Option<&'a mut dyn Write>) -> Self {
+    /// A stage called `name`, as long as `config` says; records also go to `sink` as JSON lines.
+    pub fn new(name: &str, config: &TrainConfig, sink: Option<&'a mut dyn Write>) -> Self {
+        let TrainConfig { max_epochs: epochs, batch_size: batch, time_limit_s: limit, .. } = *config;
         let stage = Stage::new(name, 1000 * epochs);
         let (last, records) = (String::new(), Vec::new());
-        Self { stage, epochs, epoch: 0, last, began: Instant::now(), steps: 0, batch: 0, records, sink }
-    }
-
-    /// Also tells samples per second, for batches of `size`.
-    #[must_use]
-    pub fn with_batch(mut self, size: usize) -> Self {
-        self.batch = size;
-        self
+        Self { stage, epochs, epoch: 0, last, began: Instant::now(), steps: 0, batch, limit, records, sink }
     }
 
     /// Ends the stage; returns its seconds and the records.
@@ -139,14 +134,17 @@ impl Observer for Recorder<'_> {
     fn step(&mut self, done: u64, of: u64, loss: f64) {
         let at = self.epoch * 1000 + 1000 * done / of.max(1);
         self.steps += 1;
-        let rate = self.steps as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
-        let left = ((self.epochs - self.epoch.min(self.epochs)) * of).saturating_sub(done) as f64 / rate;
-        let speed = match self.batch {
-            0 => String::new(),
-            batch => format!("{:.0} examples/s ", rate * batch as f64),
-        };
-        let (epoch, left) = (self.epoch + 1, duration(left));
-        let message = format!("epoch {epoch}/{} loss {loss:.3} {speed}{left} left at most {}", self.epochs, self.last);
+        let passed = self.began.elapsed().as_secs_f64();
+        let rate = self.steps as f64 / passed.max(1e-9);
+        let mut left = ((self.epochs - self.epoch.min(self.epochs)) * of).saturating_sub(done) as f64 / rate;
+        if self.limit > 0 {
+            left = left.min((self.limit as f64 - passed).max(0.0));
+        }
+        let (epoch, left, speed) = (self.epoch + 1, duration(left), rate * self.batch as f64);
+        let message = format!(
+            "epoch {epoch}/{} loss {loss:.3} {speed:.0} examples/s {left} left at most {}",
+            self.epochs, self.last
+        );
         self.stage.at(at, 1000 * self.epochs, &message);
     }
 
@@ -209,8 +207,7 @@ pub fn run(
     let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
     let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
     let name = format!("train {}", config.model.name());
-    let mut recorder =
-        Recorder::new(&name, config.train.max_epochs, Some(&mut metrics)).with_batch(config.train.batch_size);
+    let mut recorder = Recorder::new(&name, &config.train, Some(&mut metrics));
     let split = LeaveOneOut::new(&interactions.histories);
     TrainCounts::of(&split, catalogue.keys.len()).write(out)?;
     let outcome = fit(&model, config, catalogue, &split, Some(&checkpoints), resume, &mut recorder, &|| {
