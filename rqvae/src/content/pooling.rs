@@ -209,7 +209,7 @@ fn dense(folder: &Folder, at: &str) -> Result<Step> {
             return Err(corrupt(format!("activation_function `{other}` is not supported; expected Identity or Tanh")));
         }
     };
-    let weights = Weights::read(folder, &format!("{at}model.safetensors"))?;
+    let weights = Weights::read(folder, at)?;
     let weight = weights.get(&["linear.weight"], &[outputs, inputs])?;
     let bias = if config.bias { weights.get(&["linear.bias"], &[outputs])? } else { vec![0.0; outputs] };
     Ok(Step::Dense { weight, bias, tanh })

@@ -136,8 +136,10 @@ impl Hub {
         if !(7..=64).contains(&index.sha.len()) || !index.sha.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(bad_data(format!("{url}: commit `{}` is no hexadecimal number", index.sha)));
         }
-        let wanted: Vec<&Sibling> = index.siblings.iter().filter(|file| is_ours(&file.rfilename)).collect();
-        if !wanted.iter().any(|file| file.rfilename == "config.json" || file.rfilename == "modules.json") {
+        let mut wanted: Vec<&Sibling> = index.siblings.iter().filter(|file| is_ours(&file.rfilename)).collect();
+        // What says that a folder is whole comes last.
+        wanted.sort_by_key(|file| MARKS.contains(&file.rfilename.as_str()));
+        if !wanted.iter().any(|file| MARKS.contains(&file.rfilename.as_str())) {
             return Err(bad_data(format!(
                 "{name}: no encoder; expected config.json and model.safetensors among its files"
             )));
@@ -167,20 +169,37 @@ fn cached(root: &Path, revision: &str) -> Option<(PathBuf, String)> {
     let commit = fs::read_to_string(root.join("refs").join(revision)).ok();
     let commit = commit.map_or_else(|| revision.to_owned(), |commit| commit.trim().to_owned());
     let folder = root.join("snapshots").join(&commit);
-    let whole = ["config.json", "modules.json"].iter().any(|name| folder.join(name).is_file());
+    let whole = MARKS.iter().any(|name| folder.join(name).is_file());
     whole.then_some((folder, commit))
 }
 
+/// Files one of which every encoder has.
+const MARKS: [&str; 2] = ["config.json", "modules.json"];
+
 /// Whether a file belongs to an encoder: settings, tokenizer and weights at the top, and those of numbered modules.
 fn is_ours(name: &str) -> bool {
-    const TOP: [&str; 5] =
-        ["config.json", "model.safetensors", "tokenizer.json", "modules.json", "sentence_bert_config.json"];
+    const TOP: [&str; 6] = [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "modules.json",
+        "sentence_bert_config.json",
+    ];
+    // One of several files of weights: model-00001-of-00002.safetensors.
+    let part = |name: &str| {
+        let numbers = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
+        numbers.is_some_and(|numbers| numbers.split("-of-").all(|n| n.parse::<u32>().is_ok()))
+    };
     match name.split_once('/') {
-        None => TOP.contains(&name),
+        None => TOP.contains(&name) || part(name),
         Some((module, file)) => {
             let (number, kind) = module.split_once('_').unwrap_or_default();
             let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric());
-            number.chars().all(|c| c.is_ascii_digit()) && plain(number) && plain(kind) && TOP.contains(&file)
+            number.chars().all(|c| c.is_ascii_digit())
+                && plain(number)
+                && plain(kind)
+                && (TOP.contains(&file) || part(file))
         }
     }
 }
@@ -315,6 +334,14 @@ mod tests {
     }
 
     #[test]
+    fn files_of_an_encoder_are_told_from_others() {
+        let ours = ["config.json", "model-00002-of-00004.safetensors", "1_Pooling/config.json"];
+        assert!(ours.into_iter().all(is_ours));
+        let others = ["model-x.safetensors", "model-1-of-y.safetensors", "onnx/model.safetensors", "pytorch_model.bin"];
+        assert!(!others.into_iter().any(is_ours));
+    }
+
+    #[test]
     fn a_model_is_fetched_once_and_found_offline() {
         let cache = tempfile::tempdir().unwrap();
         let digest = weights_digest();
@@ -374,6 +401,7 @@ mod tests {
         assert_eq!(exit_code(&broken), 75, "{broken:#}");
         let part = cache.path().join(format!("models--org--tiny/blobs/{digest}.incomplete"));
         assert_eq!(fs::read(&part).unwrap(), WEIGHTS[..WEIGHTS.len() / 2]);
+        assert_eq!(cached(&cache.path().join("models--org--tiny"), COMMIT), None, "half a model is none");
         let (folder, _) = hub.folder_with(&model("org/tiny"), patience()).unwrap();
         assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), WEIGHTS);
         assert!(!part.exists());

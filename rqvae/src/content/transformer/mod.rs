@@ -15,9 +15,8 @@ use crate::{Error, Result};
 use serde::Deserialize;
 pub(super) use weights::Weights;
 
-/// Files of weights and settings, as Hugging Face names them.
+/// The file of settings, as Hugging Face names it.
 const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
 
 /// Texts as tokens, one after another.
 pub(super) struct Tokens {
@@ -95,7 +94,7 @@ impl Blueprint {
     /// # Errors
     /// They are missing or broken, or do not fit the settings.
     pub(super) fn load(self, folder: &Folder, at: &str) -> Result<Transformer> {
-        let weights = Weights::read(folder, &format!("{at}{WEIGHTS}"))?;
+        let weights = Weights::read(folder, at)?;
         match self {
             Self::Bert(config) => Ok(Transformer::Bert(bert::Bert::load(config, &weights)?)),
             Self::T5(config) => Ok(Transformer::T5(t5::T5::load(config, &weights)?)),
