@@ -355,7 +355,8 @@ fn cold_start_by_every_protocol_of_a_kind() {
             .find(|row| row["method"] == method && row["epsilon"] == serde_json::json!(epsilon) && row["k"] == k);
         found.unwrap_or_else(|| panic!("no row {method} {epsilon:?} {k}")).clone()
     };
-    for (method, epsilon) in [("popular", None), ("content-knn", None), ("rqt, 3-code match", Some(0.1))] {
+    let by_codes = [("rqt, 3-code match", Some(0.1)), ("tiger, 1-code match", Some(0.1))];
+    for (method, epsilon) in [("popular", None), ("content-knn", None)].into_iter().chain(by_codes) {
         let row = row(method, epsilon, 10);
         for key in ["recall_unseen", "ndcg_unseen", "recall_all", "ndcg_all", "recall_warm", "unseen_share"] {
             assert!((0.0..=1.0).contains(&row[key].as_f64().unwrap()), "{method} {key}");
@@ -371,6 +372,9 @@ fn cold_start_by_every_protocol_of_a_kind() {
         assert!((share - 0.1).abs() < 0.01, "{method} {share}");
     }
     row("two-tower, slots", Some(0.1), 10);
+    row("hybrid of tiger, shares", Some(0.1), 10);
+    let models = report["trainings"].as_array().unwrap().iter().map(|training| &training["model"]);
+    assert_eq!(models.collect::<Vec<_>>(), ["two-tower", "sasrec", "tiger", "rqt"]);
     assert!(report["paired"].as_array().unwrap().iter().all(|row| row["against"] == "content-knn, slots"));
     let page = fs::read_to_string(shop.path("cold/report.html")).unwrap();
     assert!(page.contains("</html>") && page.contains("Where it fails") && !page.contains("NaN"));

@@ -34,9 +34,14 @@ enum MethodsArg {
     TwoTower,
     /// SASRec
     Sasrec,
-    /// The model of --model, and the hybrid of it
-    Generative,
+    /// TIGER's encoder-decoder
+    Tiger,
+    /// The RQ-Transformer, and the hybrid of it
+    Rqt,
 }
+
+/// Training to its end would take it days on two cores.
+const TIGER_SECONDS: u64 = 1200;
 
 #[derive(Args)]
 pub(super) struct ColdStartArgs {
@@ -55,7 +60,7 @@ pub(super) struct ColdStartArgs {
     #[arg(long, default_value_t = 20)]
     newest: usize,
     /// What is compared; all of it takes most of an hour on two cores for 20,000 users
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "counted,two-tower,sasrec,generative")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "counted,two-tower,sasrec,tiger,rqt")]
     methods: Vec<MethodsArg>,
     /// Vectors instead of encoding the text: .npy, .safetensors or .parquet
     #[arg(long, value_name = "FILE", env = "SIDREC_EMBEDDINGS")]
@@ -63,12 +68,12 @@ pub(super) struct ColdStartArgs {
     /// lsa (default), hashed, or a local Hugging Face folder
     #[arg(long, env = "SIDREC_ENCODER")]
     encoder: Option<String>,
-    /// The generative model: rqt or tiger
-    #[arg(long, default_value = "rqt", env = "SIDREC_MODEL")]
-    model: String,
-    /// Preset of both models: default, demo or quick
+    /// Preset of all models: default, demo or quick; the default of tiger is its preset grid here
     #[arg(long, default_value = "default", env = "SIDREC_PRESET")]
     preset: String,
+    /// Seconds that each training may take. Without it tiger takes 1200 at most and all others what they need
+    #[arg(long, value_name = "SECONDS")]
+    time_limit: Option<u64>,
     /// Beams of the search
     #[arg(long, default_value_t = 50, env = "SIDREC_BEAM", value_parser = clap::value_parser!(u32).range(50..=1024))]
     beam: u32,
@@ -99,8 +104,14 @@ impl ColdStartArgs {
     }
 
     fn run_config(&self, model: &str) -> Result<RunConfig> {
-        let mut config = RunConfig::preset(model, &self.preset).map_err(|e| fault(Fault::Usage, e))?;
+        // The separators between items are worth their length where time is short, and no user is known by a hash.
+        let (preset, limit) = match (model, self.preset.as_str()) {
+            ("tiger", "default") => ("grid", TIGER_SECONDS),
+            (_, preset) => (preset, 0),
+        };
+        let mut config = RunConfig::preset(model, preset).map_err(|e| fault(Fault::Usage, e))?;
         config.train.seed = self.seed;
+        config.train.time_limit_s = self.time_limit.unwrap_or(limit);
         Ok(config)
     }
 }
@@ -113,7 +124,8 @@ pub(super) fn cold_start(args: &ColdStartArgs) -> Result<()> {
     for (asked, name) in [
         (MethodsArg::TwoTower, "two-tower"),
         (MethodsArg::Sasrec, "sasrec"),
-        (MethodsArg::Generative, args.model.as_str()),
+        (MethodsArg::Tiger, "tiger"),
+        (MethodsArg::Rqt, "rqt"),
     ] {
         if args.methods.contains(&asked) {
             models.push(args.run_config(name)?);

@@ -210,8 +210,9 @@ impl Setting<'_> {
                 };
                 let likely: Vec<Vec<Scored>> = warm.iter().map(likely).collect();
                 let (warm, new) = self.remember(&self.memory()?, Some(&likely));
-                methods.with("hybrid, slots", Places::Slots, &warm, &new);
-                methods.with("hybrid, shares", Places::Shares, &warm, &new);
+                let hybrid = if name == "rqt" { "hybrid".to_string() } else { format!("hybrid of {name}") };
+                methods.with(&format!("{hybrid}, slots"), Places::Slots, &warm, &new);
+                methods.with(&format!("{hybrid}, shares"), Places::Shares, &warm, &new);
             }
         }
         Ok(methods.0)

@@ -31,7 +31,7 @@ use score::{Paired, RampRow};
 use seqmodel::LeaveOneOut;
 use seqmodel::data::Case;
 use seqmodel::hybrid::HybridConfig;
-use seqmodel::train::Stop;
+use seqmodel::train::{Outcome, Stop};
 use serde::Serialize;
 use stages::Stages;
 use std::path::Path;
@@ -44,7 +44,7 @@ pub struct ColdConfig {
     pub protocol: Protocol,
     /// The tokenizer.
     pub quantizer: QuantizerConfig,
-    /// The generative model and the dense ones that it is compared with; those of them that are asked for.
+    /// What is trained.
     pub models: Vec<RunConfig>,
     /// Whether what is counted and not trained is asked for.
     pub counted: bool,
@@ -109,7 +109,7 @@ pub struct ColdReport {
     pub failures_of: String,
     /// Users whose unseen target it ranks furthest back.
     pub failures: Vec<Failure>,
-    /// Seconds of each stage; 0 for those that an earlier run had done.
+    /// Seconds of each stage but training; 0 for those that an earlier run had done.
     pub seconds: Vec<(String, f64)>,
     /// Seed.
     pub seed: u64,
@@ -117,8 +117,25 @@ pub struct ColdReport {
     pub encoder: String,
     /// The tokenizer's method.
     pub method: String,
-    /// The generative model.
+    /// How each model was trained.
+    pub trainings: Vec<Training>,
+}
+
+/// How a model was trained.
+#[derive(Debug, Clone, Serialize)]
+pub struct Training {
+    /// The model.
     pub model: String,
+    /// Why training ended.
+    pub stop: Stop,
+    /// Epochs finished.
+    pub epochs: u64,
+    /// Steps taken.
+    pub steps: u64,
+    /// Best recall@10 of the validation items.
+    pub best: f64,
+    /// Seconds, with those of earlier runs.
+    pub seconds: f64,
 }
 
 const CHOICES: [&str; 6] = [
@@ -235,28 +252,26 @@ pub fn run(
         next("what is counted");
         group("counted", &|| setting.counted())?;
     }
-    let mut times = Vec::new();
+    let mut trainings = Vec::new();
     for run in &config.models {
         check()?;
         let name = run.model.name();
         next(&format!("train {name}"));
-        let began = Instant::now();
         let model = Model::new(&run.model, &features(catalogue)?, config.seed)?;
-        let mut recorder = Recorder::new(&format!("train {name}"), run.train.max_epochs, None);
+        let mut recorder = Recorder::new(&format!("train {name}"), &run.train, None);
         let checkpoints = stages.checkpoints(name)?;
         let interrupted = || signal().is_some();
         let outcome = fit(&model, run, catalogue, &split, Some(&checkpoints), true, &mut recorder, &interrupted)?;
-        recorder.done(&format!("best val recall@10 {:.4}", outcome.best));
+        recorder.done(&format!("{} epochs, best val recall@10 {:.4}", outcome.epochs, outcome.best));
         if outcome.stop == Stop::Interrupted {
             check()?;
         }
-        times.push((format!("train {name}"), began.elapsed().as_secs_f64()));
+        let Outcome { stop, epochs, steps, best, seconds, .. } = outcome;
+        trainings.push(Training { model: name.to_string(), stop, epochs, steps, best, seconds });
         next(&format!("lists of {name}"));
         let generates = model.generative(&catalogue.trie, 1)?.is_some();
         group(name, &|| if generates { setting.generative(&model) } else { setting.dense(&model) })?;
     }
-    seconds.extend(times);
-    let model = config.models.iter().map(|run| run.model.name()).collect::<Vec<_>>().join(", ");
     Ok(ColdReport {
         held_out_items: held.items(),
         removed_interactions: held.removed_interactions,
@@ -266,7 +281,7 @@ pub fn run(
         seed: config.seed,
         encoder,
         method: catalogue.origin.method.clone(),
-        model,
+        trainings,
         ..count(config.protocol, &setting, &methods, items)
     })
 }

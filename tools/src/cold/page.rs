@@ -1,9 +1,10 @@
 //! The page of a run: curves with bands, the table, categories, exposure, failures; one offline file.
 
-use super::ColdReport;
 use super::chart::{Line, chart};
+use super::{ColdReport, Training};
 use crate::report::{ColdStartRow, duration, escape, grouped, page};
 use anyhow::Result;
+use seqmodel::train::Stop;
 use std::fmt::Write as _;
 
 /// Lines of a chart.
@@ -57,8 +58,9 @@ fn tiles(report: &ColdReport) -> String {
     tile("", &grouped(report.removed_interactions), "interactions removed");
     tile("", &grouped(report.users), "users asked");
     tile("", &grouped(report.users_with_unseen_target), "of them for an unseen item");
-    let seconds: f64 = report.seconds.iter().map(|(_, seconds)| seconds).sum();
-    tile("", &duration(seconds), "of work");
+    let stages: f64 = report.seconds.iter().map(|(_, seconds)| seconds).sum();
+    let training: f64 = report.trainings.iter().map(|training| training.seconds).sum();
+    tile("", &duration(stages + training), "of work");
     out
 }
 
@@ -287,12 +289,28 @@ fn notes(report: &ColdReport) -> String {
     let choices: String = report.choices.iter().map(choice).collect();
     let stages: Vec<String> =
         report.seconds.iter().map(|(stage, seconds)| format!("{} {}", escape(stage), duration(*seconds))).collect();
+    let cells = |training: &Training| {
+        let end = match training.stop {
+            Stop::Epochs => "all epochs done",
+            Stop::Patience => "validation got no better",
+            Stop::Time => "out of time",
+            Stop::Interrupted => "interrupted",
+        };
+        let Training { model, epochs, steps, best, seconds, .. } = training;
+        let (epochs, steps) = (epochs.to_string(), grouped(*steps as usize));
+        vec![model.clone(), duration(*seconds), epochs, steps, format!("{best:.4}"), end.to_string()]
+    };
+    let trained = grid(
+        "Training",
+        "Each model by its best weights on the validation items, lists of ten.",
+        &["model", "time", "epochs", "steps", "recall, validation", "end"],
+        report.trainings.iter().map(cells),
+    );
     format!(
-        "<section><h2>How it was measured</h2>\n<p>Content by {}, IDs by {}, generative model {}. {}.</p><ul>{choices}</ul>\
+        "{trained}<section><h2>How it was measured</h2>\n<p>Content by {}, IDs by {}. {}.</p><ul>{choices}</ul>\
          </section>\n",
         escape(&report.encoder),
         escape(&report.method),
-        escape(&report.model),
         stages.join(", ")
     )
 }

@@ -117,6 +117,25 @@ impl RunConfig {
                 model: ModelConfig::Tiger(TigerConfig { separator: true, dropout: 0.15, ..TigerConfig::default() }),
                 train: TrainConfig { decay: Decay::Constant, weight_decay: 1e-4, ..train },
             },
+            ("tiger", "demo") => Self {
+                model: ModelConfig::Tiger(TigerConfig {
+                    dim: 64,
+                    heads: 4,
+                    head_dim: 16,
+                    hidden: 256,
+                    encoder_layers: 2,
+                    decoder_layers: 2,
+                    ..TigerConfig::default()
+                }),
+                train: TrainConfig {
+                    batch_size: 128,
+                    learning_rate: 2e-3,
+                    warmup_steps: 100,
+                    max_epochs: 12,
+                    eval_users: 2000,
+                    ..train
+                },
+            },
             ("tiger", "quick") => Self {
                 model: ModelConfig::Tiger(TigerConfig {
                     dim: 64,
@@ -174,7 +193,7 @@ impl RunConfig {
                 Self { model: ModelConfig::Hybrid(HybridConfig { rqt, ..HybridConfig::default() }), train }
             }
             (name, other) if MODELS.contains(&name) => {
-                let presets = if name == "tiger" { "paper, grid, quick" } else { "default, demo, quick" };
+                let presets = if name == "tiger" { "paper, grid, demo, quick" } else { "default, demo, quick" };
                 anyhow::bail!("model `{name}` has no preset `{other}`; presets: {presets}")
             }
             (other, _) => anyhow::bail!("no model `{other}`; models: {}", MODELS.join(", ")),
