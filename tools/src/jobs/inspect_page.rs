@@ -4,6 +4,7 @@
 
 use crate::catalogue::{Catalogue, require_empty};
 use crate::error::cannot_create;
+use crate::report::grouped;
 use anyhow::Result;
 use rqvae::{ItemIdx, SidStats, Vectors};
 use std::collections::BTreeMap;
@@ -32,8 +33,8 @@ pub fn render(catalogue: &Catalogue) -> Result<String> {
     let (levels, origin) = (stats.levels, &catalogue.origin);
     let lead = format!(
         "{} items, {} unique prefixes ({:.1} %), largest group {}; {}, relative error {:.3}.",
-        stats.items,
-        stats.unique_prefixes,
+        grouped(stats.items),
+        grouped(stats.unique_prefixes),
         100.0 * stats.unique_fraction,
         stats.max_group,
         origin.method,
@@ -115,7 +116,7 @@ fn collisions(catalogue: &Catalogue, levels: usize) -> String {
     let share = |groups: usize| (1.0 + groups as f64).ln() / (1.0 + most).ln();
     let name = |size: usize| if size == 1 { "alone".to_string() } else { format!("{size} items") };
     let rows: Vec<(String, f64, String)> =
-        sizes.iter().map(|(&size, &groups)| (name(size), share(groups), groups.to_string())).collect();
+        sizes.iter().map(|(&size, &groups)| (name(size), share(groups), grouped(groups))).collect();
     bars(&rows, "groups of items with equal codes")
 }
 
@@ -125,7 +126,7 @@ fn resolved(catalogue: &Catalogue, stats: &SidStats) -> String {
         return "<p>This catalogue does not say what was done about collisions.</p>".to_string();
     };
     let items = stats.items.max(1) as f64;
-    let unique = |count: usize| (count as f64 / items, format!("{count} ({:.1} %)", 100.0 * count as f64 / items));
+    let unique = |count: usize| (count as f64 / items, format!("{} ({:.1} %)", grouped(count), 100.0 * count as f64 / items));
     let largest = found.max_group_before.max(stats.max_group).max(1) as f64;
     let group = |size: usize| (size as f64 / largest, format!("{size} items"));
     let rows = [
@@ -142,7 +143,7 @@ fn resolved(catalogue: &Catalogue, stats: &SidStats) -> String {
     let policy = &found.policy;
     format!(
         "<p>{policy}: {} items moved to another last code. {suffix}</p>{}",
-        found.moved,
+        grouped(found.moved),
         bars(&rows, "before and after")
     )
 }
@@ -153,18 +154,18 @@ fn bars(rows: &[(String, f64, String)], what: &str) -> String {
     let mut body = String::new();
     for (at, (name, share, figure)) in rows.iter().enumerate() {
         let y = at * ROW;
-        let width = (240.0 * share).max(1.0);
+        let width = (110.0 * share).max(1.0);
         let _ = write!(
             body,
-            "<text x=\"104\" y=\"{}\" text-anchor=\"end\">{name}</text><rect class=\"bar\" x=\"112\" y=\"{}\" \
+            "<text x=\"92\" y=\"{}\" text-anchor=\"end\">{name}</text><rect class=\"bar\" x=\"98\" y=\"{}\" \
              width=\"{width:.1}\" height=\"14\"/><text x=\"{:.1}\" y=\"{}\">{figure}</text>",
             y + 15,
             y + 4,
-            118.0 + width,
+            104.0 + width,
             y + 15
         );
     }
-    svg(460, rows.len() * ROW + 4, what, &body)
+    svg(320, rows.len() * ROW + 4, what, &body)
 }
 
 fn map(catalogue: &Catalogue) -> String {
