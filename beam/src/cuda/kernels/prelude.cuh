@@ -44,6 +44,7 @@ DEV Number narrow(float x) { return x; }
 
 // Beam's exp and ln (math.rs), operation by operation.
 DEV float exp_(float x) {
+    bool ruled_out = x < -87.0f;
     x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
     float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
@@ -56,7 +57,7 @@ DEV float exp_(float x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 0.5f;
     float two_to_n = __uint_as_float((__float_as_uint(shifted) - (0x4b400000u - 127u)) << 23);
-    return (p * r * r + r + 1.0f) * two_to_n;
+    return ruled_out ? 0.0f : (p * r * r + r + 1.0f) * two_to_n;
 }
 
 DEV float ln_(float x) {

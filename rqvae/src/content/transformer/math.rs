@@ -41,6 +41,7 @@ fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    let ruled_out = x < -87.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -50,7 +51,7 @@ fn exp(x: f32) -> f32 {
         p = p * r + c;
     }
     let two_to_n = f32::from_bits(shifted.to_bits().wrapping_sub(0x4b40_0000 - 127) << 23);
-    (p * r * r + r + 1.0) * two_to_n
+    if ruled_out { 0.0 } else { (p * r * r + r + 1.0) * two_to_n }
 }
 
 /// Error function, absolute error below 2e-7: a rational function of its argument, clamped where it is 1.
