@@ -1,8 +1,9 @@
 //! How fast do TIGER and RQT answer on the CPU: packed weights against the session on tensors, side by side?
 //!
 //! Run: `CANDLE_NUM_THREADS=1 cargo bench -p seqmodel --bench tiger_decode -- [--json] [--rounds N] [--items N --levels L
-//! --codebook-size V --history H --beam W --batch B]`. Default: the paper's sizes, random weights, a catalogue of 12,101
-//! items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT with 30 beams. Beside
+//! --codebook-size V --history H --beam W --batch B --bits 32|16|8]`. Default: the paper's sizes, random weights of 32 bits, a
+//! catalogue of 12,101 items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT with 30
+//! beams, always with 32 bits. Beside
 //! the clock's times stand those of the processor, of all threads together, which a busy machine disturbs less; the share
 //! of peak is that of fused multiply-adds on so many cores' time.
 
@@ -11,7 +12,7 @@ use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
 use seqmodel::nn::Parameters;
 use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
 use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig, TigerSession};
-use seqmodel::{History, ItemFeatures};
+use seqmodel::{History, ItemFeatures, Precision};
 use serde_json::json;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -112,7 +113,14 @@ fn main() {
     let config = TigerConfig { history_cap: history, ..TigerConfig::default() };
     let model = Tiger::new(&config, features.clone(), &Parameters::new(1).builder()).expect("valid sizes");
     let begin = Instant::now();
-    let packed = PackedTiger::new(&model).expect("packs");
+    let bits = args.number("--bits", 32);
+    let precision = match bits {
+        8 => Precision::Int8,
+        16 => Precision::Bf16,
+        32 => Precision::F32,
+        other => panic!("--bits {other}: expected 32, 16 or 8"),
+    };
+    let packed = PackedTiger::stored_as(&model, precision).expect("packs");
     let pack_ms = begin.elapsed().as_secs_f64() * 1e3;
 
     let alone = args.words.iter().any(|word| word == "--beam" || word == "--batch");
@@ -161,7 +169,7 @@ fn main() {
         let gflop = giga_flops(&config, history * levels, beam, levels, codes) * batch as f64;
         let line = json!({
             "name": "tiger_decode", "device": "cpu", "threads": threads(),
-            "params": {"items": items, "levels": levels, "codebook_size": codes, "history": history, "beam": beam, "batch": batch},
+            "params": {"items": items, "levels": levels, "codebook_size": codes, "history": history, "beam": beam, "batch": batch, "bits": bits},
             "p50_ms": half(&fast), "p99_ms": quantile(&fast, 0.99), "per_second": 1e3 * batch as f64 / half(&fast),
             "plain_p50_ms": half(&plain), "times_faster": half(&plain) / half(&fast), "encode_ms": half(&encode),
             "model_ms": half(&decode), "select_ms": half(&select), "select_share": half(&select) / (half(&decode) + half(&select)),

@@ -61,8 +61,8 @@ pub struct TrainConfig {
     pub patience: u64,
     /// What is done about a loss or a gradient that is no number.
     pub on_nonfinite: OnNonFinite,
-    /// Seconds after which training stops, in the middle of an epoch as well, 0 for no limit. The learning rate does not
-    /// look at it.
+    /// Seconds of training, those before it was resumed included, after which it stops, within an epoch as well; 0 for no
+    /// limit. The learning rate does not look at it.
     pub time_limit_s: u64,
     /// Everything random follows from it.
     pub seed: u64,

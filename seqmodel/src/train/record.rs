@@ -18,9 +18,9 @@ pub struct Validation {
 pub struct EpochRecord {
     /// Optimiser steps taken.
     pub step: u64,
-    /// Which epoch, the first is 1; the time limit may have cut it.
+    /// Which epoch, the first is 1.
     pub epoch: u64,
-    /// Mean loss of the epoch.
+    /// Mean loss of the epoch so far.
     pub loss: f64,
     /// Learning rate of the last step.
     pub lr: f64,
@@ -30,9 +30,12 @@ pub struct EpochRecord {
     pub examples_per_second: f64,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// Steps that were left out for numbers that are none.
+    /// Steps of the epoch so far that were left out for numbers that are none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Whether the time limit cut the epoch here; one that went on later has another record of the whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
     /// Validation, where this epoch had one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val: Option<Validation>,

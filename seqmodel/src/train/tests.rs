@@ -183,51 +183,77 @@ fn bad_steps_are_left_out_three_in_a_row_at_most_and_counted() {
     assert!(run(&bad, OnNonFinite::Stop).0.is_err());
 }
 
+/// Trains in `dir` as `config` says, validation finding `figures` one after another, the last one again and again; how it
+/// ended, the weights, and of every record epoch, step, bits of the loss, whether it was cut and whether it was validated.
+fn told(
+    dir: &Path,
+    config: &TrainConfig,
+    pause: u64,
+    resume: bool,
+    figures: &[f64],
+) -> (Outcome, Vec<f32>, Vec<(u64, u64, u64, bool, bool)>) {
+    let dir = CheckpointDir::create(dir).unwrap();
+    let params = Parameters::new(3);
+    params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
+    let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: Cell::new(0) };
+    let (mut records, asked): (Vec<EpochRecord>, _) = (Vec::new(), Cell::new(0));
+    let trainer = Trainer::new(config, &params, Identity::default()).with_checkpoints(&dir, String::new());
+    let mut validate = || {
+        let at = asked.replace(asked.get() + 1).min(figures.len() - 1);
+        Ok(Validation { recall_at_10: figures[at], ndcg_at_10: 0.0 })
+    };
+    let mut record = |record: &EpochRecord| {
+        records.push(record.clone());
+        Ok(())
+    };
+    let objective = Slow { inner, pause };
+    let outcome = trainer.run(&objective, resume, &mut validate, &mut |_, _, _| {}, &mut record, &|| false).unwrap();
+    let weights = params.all()["weight"].flatten_all().unwrap().to_vec1().unwrap();
+    let told = records.iter().map(|r| (r.epoch, r.step, r.loss.to_bits(), r.cut, r.val.is_some())).collect();
+    (outcome, weights, told)
+}
+
+const NEVER: u64 = u64::MAX;
+
 #[test]
 fn the_time_limit_cuts_an_epoch_and_a_run_with_more_time_goes_on_in_it_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    // At `pause` an objective takes longer than the limit.
-    let run = |name: &str, time_limit_s: u64, pause: u64, resume: bool| {
-        let dir = CheckpointDir::create(&folder.path().join(name)).unwrap();
-        let params = Parameters::new(3);
-        params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
-        let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: Cell::new(0) };
-        let (mut records, validations): (Vec<EpochRecord>, _) = (Vec::new(), Cell::new(0.0));
-        let outcome = Trainer::new(&TrainConfig { time_limit_s, ..config() }, &params, Identity::default())
-            .with_checkpoints(&dir, String::new())
-            .run(
-                &Slow { inner, pause },
-                resume,
-                &mut || {
-                    validations.set(validations.get() + 1.0);
-                    Ok(Validation { recall_at_10: validations.get(), ndcg_at_10: 0.0 })
-                },
-                &mut |_, _, _| {},
-                &mut |record| {
-                    records.push(record.clone());
-                    Ok(())
-                },
-                &|| false,
-            )
-            .unwrap();
-        let weights: Vec<f32> = params.all()["weight"].flatten_all().unwrap().to_vec1().unwrap();
-        let told: Vec<_> = records.iter().map(|r| (r.epoch, r.step, r.loss.to_bits(), r.val.is_some())).collect();
-        (outcome.stop, outcome.steps, weights, told)
-    };
-    let (stop, steps, whole, told) = run("whole", 0, u64::MAX, false);
-    assert_eq!((stop, steps), (Stop::Epochs, 60));
-    let (stop, steps, _, cut) = run("cut", 1, 23, false);
-    assert_eq!((stop, steps, cut[..2] == told[..2]), (Stop::Time, 24, true));
-    assert_eq!((cut.len(), cut[2].0, cut[2].1, cut[2].3), (3, 3, 24, true), "validated where it stopped");
+    let (cut, limited) = (folder.path().join("cut"), TrainConfig { time_limit_s: 3, ..config() });
+    let rising = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    let (outcome, whole, all) = told(&folder.path().join("whole"), &config(), NEVER, false, &rising);
+    assert_eq!((outcome.stop, outcome.steps), (Stop::Epochs, 60));
+    let (outcome, _, first) = told(&cut, &limited, 23, false, &rising);
+    assert_eq!((outcome.stop, outcome.steps, outcome.best_step), (Stop::Time, 24, 24));
+    assert_eq!((&first[..2], first.len()), (&all[..2], 3));
+    assert_eq!((first[2].0, first[2].1, first[2].3, first[2].4), (3, 24, true, true), "validated where it stopped");
     // Without more time there is nothing to go on with.
-    let (stop, steps, _, none) = run("cut", 1, u64::MAX, true);
-    assert_eq!((stop, steps, none.len()), (Stop::Time, 24, 0));
-    let (stop, steps, weights, rest) = run("cut", 0, u64::MAX, true);
-    assert_eq!((stop, steps, weights), (Stop::Epochs, 60, whole));
-    assert_eq!(rest, told[2..]);
+    let (outcome, _, none) = told(&cut, &limited, NEVER, true, &rising);
+    assert_eq!((outcome.stop, outcome.steps, none.len()), (Stop::Time, 24, 0));
+    let (outcome, weights, rest) = told(&cut, &config(), NEVER, true, &[4.0, 5.0, 6.0, 7.0]);
+    assert_eq!((outcome.stop, outcome.steps, outcome.best_step), (Stop::Epochs, 60, 60));
+    assert_eq!((weights, &rest[..]), (whole, &all[2..]));
 }
 
-/// A call that takes longer than a second; otherwise the objective above.
+#[test]
+fn patience_ends_a_run_until_there_is_more_of_it_and_cuts_do_not_try_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, patient) = (folder.path().join("plain"), |patience| TrainConfig { patience, ..config() });
+    let flat = [1.0, 1.0];
+    let (outcome, _, records) = told(&plain, &patient(2), NEVER, false, &flat);
+    assert_eq!((outcome.stop, outcome.steps, outcome.best_step, records.len()), (Stop::Patience, 30, 10, 3));
+    let (outcome, _, none) = told(&plain, &patient(2), NEVER, true, &flat);
+    assert_eq!((outcome.stop, outcome.steps, none.len()), (Stop::Patience, 30, 0));
+    let (outcome, _, more) = told(&plain, &patient(3), NEVER, true, &flat);
+    assert_eq!((outcome.stop, outcome.steps, more.len()), (Stop::Patience, 40, 1));
+    // Cut in the second epoch, with a figure no better: one regular validation is left all the same.
+    let cut = folder.path().join("cut");
+    let (outcome, _, _) = told(&cut, &TrainConfig { time_limit_s: 3, ..patient(1) }, 13, false, &flat);
+    assert_eq!((outcome.stop, outcome.steps, outcome.best_step), (Stop::Time, 14, 10));
+    let (outcome, _, _) = told(&cut, &patient(1), NEVER, true, &flat);
+    assert_eq!((outcome.stop, outcome.steps, outcome.best_step), (Stop::Patience, 20, 10));
+}
+
+/// One call that takes longer than three seconds; otherwise the objective above.
 struct Slow {
     inner: Distance,
     pause: u64,
@@ -244,7 +270,7 @@ impl Objective for Slow {
 
     fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
         if self.inner.step.get() == self.pause {
-            std::thread::sleep(std::time::Duration::from_millis(1100));
+            std::thread::sleep(std::time::Duration::from_millis(3100));
         }
         self.inner.loss(rows, mode)
     }

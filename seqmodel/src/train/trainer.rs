@@ -60,10 +60,12 @@ impl<'a> Trainer<'a> {
     /// Runs to the end, from the latest checkpoint when `resume` is set and there is one.
     ///
     /// `validate` looks at the current parameters; `observe` gets (steps of this epoch, steps per epoch, loss) after a
-    /// step; `record` one record an epoch; `interrupted` is asked before each step.
+    /// step; `record` one record an epoch, and one of an epoch that the time limit cut; `interrupted` is asked before each
+    /// step.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] before anything is updated, under [`OnNonFinite::Skip`] at the fourth such step in a row; [`Error::Mismatch`] when the checkpoint is of another run.
+    /// [`Error::NonFinite`] before anything is updated, under [`OnNonFinite::Skip`] at the fourth such step in a row;
+    /// [`Error::Mismatch`] when the checkpoint is of another run.
     pub fn run(
         &self,
         objective: &dyn Objective,
@@ -150,13 +152,15 @@ impl<'a> Trainer<'a> {
             let (epoch, skipped) = (state.epoch + 1, state.skipped);
             let loss = state.loss_sum / (state.batch as u64 - skipped).max(1) as f64;
             tracing::debug!(epoch, loss, from = first_batch, to = state.batch, of = batches.len(), "epoch done");
-            // One that the time limit cut stays as it is: a resumed run with more time goes on in it.
-            if state.batch == batches.len() {
+            // What the time limit cut stays as it is: a resumed run with more time goes on in it.
+            let cut = state.batch < batches.len();
+            if !cut {
                 (state.epoch, state.batch, state.loss_sum, state.skipped) = (epoch, 0, 0.0, 0);
             }
             state.seconds = before + began.elapsed().as_secs_f64();
             let (mut val, mut better) = (None, false);
-            if self.ended(&state).is_some() || state.epoch.is_multiple_of(self.config.eval_every) {
+            let regular = !cut && state.epoch.is_multiple_of(self.config.eval_every);
+            if regular || self.ended(&state).is_some() || self.out_of_time(state.seconds) {
                 let trained = average.as_ref().map(|average| average.swap_in(self.params)).transpose()?;
                 let found = validate()?;
                 let figure = match self.config.select {
@@ -170,7 +174,8 @@ impl<'a> Trainer<'a> {
                     if self.output.is_none() {
                         best_weights = Some(self.params.snapshot()?);
                     }
-                } else {
+                } else if regular {
+                    // How often time was up does not try patience.
                     state.stale += 1;
                 }
                 if let Some(trained) = trained {
@@ -189,6 +194,7 @@ impl<'a> Trainer<'a> {
                 examples_per_second: examples as f64 / seconds.max(1e-9),
                 seconds: state.seconds,
                 skipped,
+                cut,
                 val,
             })?;
             if val.is_some() {
@@ -207,14 +213,15 @@ impl<'a> Trainer<'a> {
         Ok(state.outcome(stop))
     }
 
-    /// Why a run in this state goes no further, unless a limit is moved.
+    /// Why a run in this state goes no further, unless a limit is moved. One that was never validated has nothing to
+    /// show for its time yet: it takes another step.
     fn ended(&self, state: &RunState) -> Option<Stop> {
         if state.epoch >= self.config.max_epochs {
             Some(Stop::Epochs)
         } else if state.stale >= self.config.patience {
             Some(Stop::Patience)
         } else {
-            self.out_of_time(state.seconds).then_some(Stop::Time)
+            (state.best.is_some() && self.out_of_time(state.seconds)).then_some(Stop::Time)
         }
     }
 

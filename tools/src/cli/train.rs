@@ -1,6 +1,6 @@
 //! `sidrec train`.
 
-use super::{json_line, print};
+use super::{RejectArgs, json_line, print};
 use crate::catalogue::Catalogue;
 use crate::config::Layers;
 use crate::error::{Fault, fault};
@@ -8,7 +8,7 @@ use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::jobs::train;
 use crate::models::RunConfig;
-use crate::table::{ReadOptions, read_interactions};
+use crate::table::read_interactions;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -21,6 +21,8 @@ pub(super) struct TrainArgs {
     /// Interactions: user_id, item_id, timestamp or position
     #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
     interactions: PathBuf,
+    #[command(flatten)]
+    rejects: RejectArgs,
     /// rqt, tiger, sasrec, two-tower or hybrid
     #[arg(long, default_value = "rqt", env = "SIDREC_MODEL")]
     model: String,
@@ -36,7 +38,7 @@ pub(super) struct TrainArgs {
     /// Everything random follows from it
     #[arg(long, env = "SIDREC_SEED")]
     seed: Option<u64>,
-    /// Seconds after which training stops
+    /// Seconds of training after which it stops, those before it was resumed included; 0 for no limit
     #[arg(long, env = "SIDREC_TIME_LIMIT")]
     time_limit: Option<u64>,
     /// Run directory
@@ -77,7 +79,7 @@ pub(super) fn train_model(args: &TrainArgs) -> Result<()> {
         return Err(fault(Fault::Usage, "--device cuda: this build trains on the CPU only; use --device auto or cpu"));
     }
     let catalogue = Catalogue::open(&args.catalogue)?;
-    let interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
+    let interactions = read_interactions(&args.interactions, &catalogue.keys, &args.rejects.options())?;
     let outcome = train::run(&config, &catalogue, &interactions, &args.out, args.resume, &Interrupt::install()?)?;
     json_line(&serde_json::json!({
         "model": config.model.name(),

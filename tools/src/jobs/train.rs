@@ -15,7 +15,8 @@ use seqmodel::data::Case;
 use seqmodel::nn::load_parameters;
 use seqmodel::train::{EpochRecord, Identity, Outcome, Stop, TrainConfig, Validation};
 use seqmodel::{EvalConfig, ItemFeatures, LeaveOneOut, Split, evaluate};
-use std::collections::{BTreeSet, HashMap};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -106,6 +107,8 @@ pub struct Recorder<'a> {
     epoch: u64,
     last: String,
     began: Instant,
+    /// Seconds of the runs that this one goes on from.
+    before: f64,
     /// Steps seen, samples of a full batch, and seconds that there are, 0 for no limit.
     steps: u64,
     batch: usize,
@@ -121,7 +124,26 @@ impl<'a> Recorder<'a> {
         let TrainConfig { max_epochs: epochs, batch_size: batch, time_limit_s: limit, .. } = *config;
         let stage = Stage::new(name, 1000 * epochs);
         let (last, records) = (String::new(), Vec::new());
-        Self { stage, epochs, epoch: 0, last, began: Instant::now(), steps: 0, batch, limit, records, sink }
+        Self {
+            stage,
+            epochs,
+            epoch: 0,
+            last,
+            began: Instant::now(),
+            before: 0.0,
+            steps: 0,
+            batch,
+            limit,
+            records,
+            sink,
+        }
+    }
+
+    /// Of a run that goes on.
+    #[must_use]
+    fn after(mut self, done: Done) -> Self {
+        (self.epoch, self.before) = (done.epoch, done.seconds);
+        self
     }
 
     /// Ends the stage; returns its seconds and the records.
@@ -138,7 +160,7 @@ impl Observer for Recorder<'_> {
         let rate = self.steps as f64 / passed.max(1e-9);
         let mut left = ((self.epochs - self.epoch.min(self.epochs)) * of).saturating_sub(done) as f64 / rate;
         if self.limit > 0 {
-            left = left.min((self.limit as f64 - passed).max(0.0));
+            left = left.min((self.limit as f64 - self.before - passed).max(0.0));
         }
         let (epoch, left, speed) = (self.epoch + 1, duration(left), rate * self.batch as f64);
         let message = format!(
@@ -196,18 +218,27 @@ pub fn run(
     fs::create_dir_all(out).map_err(|e| cannot_create(out, e))?;
     let _lock = lock(out)?;
     let checkpoints = CheckpointDir::create(out)?;
+    if resume {
+        if checkpoints.latest().is_ok_and(|latest| latest.is_none()) {
+            eprintln!("nothing to go on with in {}: training begins", out.display());
+        }
+        unchanged(&out.join("config.toml"), config)?;
+    }
     rqvae::write_atomic(&out.join("config.toml"), toml::to_string_pretty(config)?.as_bytes())?;
     let path = out.join("metrics.jsonl");
     if resume {
         for refused in checkpoints.recover()? {
             eprintln!("going on from the checkpoint before a damaged one: {refused}");
         }
-        drop_unsaved(&path, &checkpoints)?;
+        drop_unsaved(&path, Done::of(&checkpoints)?.step)?;
     }
     let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
     let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
     let name = format!("train {}", config.model.name());
     let mut recorder = Recorder::new(&name, &config.train, Some(&mut metrics));
+    if resume {
+        recorder = recorder.after(Done::of(&checkpoints)?);
+    }
     let split = LeaveOneOut::new(&interactions.histories);
     TrainCounts::of(&split, catalogue.keys.len()).write(out)?;
     let outcome = fit(&model, config, catalogue, &split, Some(&checkpoints), resume, &mut recorder, &|| {
@@ -243,11 +274,65 @@ fn lock(out: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Removes records of epochs after the checkpoint that a resumed run starts from: they will be written again.
-fn drop_unsaved(path: &Path, checkpoints: &CheckpointDir) -> Result<()> {
-    let Some(latest) = checkpoints.latest()? else { return Ok(()) };
-    let state: serde_json::Value = serde_json::from_slice(&latest.read("state.json")?)?;
-    let step = state["step"].as_u64().unwrap_or(0);
+/// Refuses to go on with another configuration than the one at `path`, where there is one; limits may be moved.
+fn unchanged(path: &Path, config: &RunConfig) -> Result<()> {
+    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let wrong = |e: toml::de::Error| bad_data(format!("{}: {e}", path.display()));
+    let before: RunConfig = toml::from_str(&text).map_err(wrong)?;
+    let values = |config: &RunConfig| -> Result<BTreeMap<String, String>> {
+        let mut values = BTreeMap::new();
+        flatten("", &toml::Value::try_from(config)?, &mut values);
+        Ok(values)
+    };
+    let (before, now) = (values(&before)?, values(config)?);
+    let mut changes = Vec::new();
+    for key in before.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
+        let told = |values: &BTreeMap<String, String>| values.get(key).map_or("nothing", String::as_str).to_string();
+        if before.get(key) != now.get(key) && !["train.time_limit_s", "train.patience"].contains(&key.as_str()) {
+            changes.push(format!("{key} was {}, is {}", told(&before), told(&now)));
+        }
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: --resume goes on with the configuration that a run began with, so --model, --preset, --seed and --set are to be \
+         given again; {}",
+        path.display(),
+        changes.join("; ")
+    );
+    Err(fault(Fault::Usage, message))
+}
+
+/// The single values below `value` by their keys, such as `train.seed`.
+fn flatten(at: &str, value: &toml::Value, values: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            let dot = if at.is_empty() { "" } else { "." };
+            table.iter().for_each(|(key, value)| flatten(&format!("{at}{dot}{key}"), value, values));
+        }
+        value => drop(values.insert(at.to_string(), value.to_string())),
+    }
+}
+
+/// How far the newest checkpoint of a run is.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct Done {
+    step: u64,
+    epoch: u64,
+    seconds: f64,
+}
+
+impl Done {
+    fn of(checkpoints: &CheckpointDir) -> Result<Self> {
+        let Some(latest) = checkpoints.latest()? else { return Ok(Self::default()) };
+        let file = latest.file("state.json");
+        serde_json::from_slice(&latest.read("state.json")?).with_context(|| file.display().to_string())
+    }
+}
+
+/// Removes records of epochs after `step`, that of the checkpoint a resumed run starts from: they will be written again.
+fn drop_unsaved(path: &Path, step: u64) -> Result<()> {
     let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
     let kept: Vec<&str> = text
         .lines()
@@ -274,11 +359,12 @@ pub fn load(run: &Path, catalogue: &Catalogue) -> Result<Trained> {
         return Err(input_missing(run));
     }
     let checkpoints = CheckpointDir::open(run);
-    let checkpoint = match checkpoints.best()? {
-        Some(best) => best,
-        None => checkpoints.latest()?.ok_or_else(|| {
-            input_missing(&run.join("best")).context(format!("{} holds no checkpoint", run.display()))
-        })?,
+    let checkpoint = if let Some(best) = checkpoints.best()? {
+        best
+    } else {
+        tracing::warn!(run = %run.display(), "no best weights yet; the newest are used");
+        let none = || input_missing(&run.join("best")).context(format!("{} holds no checkpoint", run.display()));
+        checkpoints.latest()?.ok_or_else(none)?
     };
     let text = String::from_utf8(checkpoint.read("model.toml")?)
         .map_err(|_| bad_data(format!("{}: not UTF-8", checkpoint.file("model.toml").display())))?;
