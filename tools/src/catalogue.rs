@@ -2,7 +2,7 @@
 //!
 //! Written into a temporary sibling folder and renamed, the manifest last; opened only when every digest fits.
 
-use crate::error::{bad_data, cannot_create};
+use crate::error::{Fault, bad_data, cannot_create, fault};
 use crate::table::{ItemKeys, SidsMeta, write_half_vectors, write_sids, write_vectors};
 use anyhow::{Context, Result};
 use beam::{Trie, TrieDelta};
@@ -131,7 +131,28 @@ pub fn require_empty(dir: &Path) -> Result<()> {
     if dir.is_dir() && fs::read_dir(dir).with_context(|| dir.display().to_string())?.next().is_some() {
         return Err(cannot_create(dir, "the directory is not empty; choose another or remove it first"));
     }
-    Ok(())
+    let above = dir.ancestors().find(|above| above.exists());
+    match above.filter(|above| !above.is_dir()) {
+        Some(above) => Err(cannot_create(dir, format!("{} is no directory", above.display()))),
+        None => Ok(()),
+    }
+}
+
+/// Makes room for the new file `path`: its folder is made where it is missing.
+///
+/// # Errors
+/// Usage when its ending is none of `endings` (any where there are none); cannot create.
+pub fn require_writable(option: &str, path: &Path, endings: &[&str]) -> Result<()> {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    if !endings.is_empty() && !endings.contains(&ending) {
+        let known: Vec<String> = endings.iter().map(|ending| format!(".{ending}")).collect();
+        return Err(fault(Fault::Usage, format!("{option} {}: expected {}", path.display(), known.join(", "))));
+    }
+    if path.is_dir() {
+        return Err(cannot_create(path, "a directory of that name exists"));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|e| cannot_create(path, e))
 }
 
 impl Catalogue {
@@ -240,8 +261,14 @@ impl Catalogue {
         if !path.is_file() {
             return Err(crate::error::input_missing(&path).context(format!("{} is no catalogue", dir.display())));
         }
-        let manifest: Manifest = serde_json::from_slice(&fs::read(&path).with_context(|| path.display().to_string())?)
-            .map_err(|e| bad_data(format!("{}: {e}", path.display())))?;
+        let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+        let unread = |e: serde_json::Error| bad_data(format!("{}: {e}", path.display()));
+        let format: Format = serde_json::from_slice(&bytes).map_err(unread)?;
+        if format.format == crate::jobs::stream::SHARDS {
+            let why = "shards of IDs by `sids build --stream`, no catalogue with an index to search";
+            return Err(bad_data(format!("{}: {why}", dir.display())));
+        }
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(unread)?;
         if manifest.format != FORMAT || manifest.version != VERSION {
             return Err(bad_data(format!(
                 "{}: expected format `{FORMAT}` version {VERSION}, found `{}` version {}; build it again with `sidrec sids build`",
@@ -310,6 +337,12 @@ impl Catalogue {
         let title = &self.cards[item.0 as usize].title;
         if title.is_empty() { self.keys.key(item) } else { title }
     }
+}
+
+/// What every manifest tells of itself.
+#[derive(Deserialize)]
+struct Format {
+    format: String,
 }
 
 /// `trie` without the `removed` items.

@@ -7,9 +7,8 @@ mod serve;
 mod train;
 
 use crate::bench::BenchCommand;
-use crate::catalogue::{Catalogue, require_empty};
+use crate::catalogue::{Catalogue, require_empty, require_writable};
 use crate::demo::DemoConfig;
-use crate::error::{Fault, fault};
 use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::jobs::demo::DemoJob;
@@ -148,8 +147,8 @@ enum DataCommand {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
         /// Items
-        #[arg(long)]
-        items: usize,
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        items: u32,
         /// Numbers of a vector
         #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=16_384))]
         dim: u32,
@@ -174,11 +173,11 @@ struct MakeDemoArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Products
-    #[arg(long, default_value_t = 3000)]
-    items: usize,
+    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..))]
+    items: u32,
     /// Users
-    #[arg(long, default_value_t = 6000)]
-    users: usize,
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..))]
+    users: u32,
     /// Everything random follows from it
     #[arg(long, default_value_t = 42, env = "SIDREC_SEED")]
     seed: u64,
@@ -192,15 +191,35 @@ pub(crate) struct ItemsArgs {
     /// Text of an item, e.g. "{title} {brand}"
     #[arg(long, value_name = "TEMPLATE", env = "SIDREC_TEXT")]
     text: Option<String>,
+    #[command(flatten)]
+    rejects: RejectArgs,
+    /// Of rows with the same item_id and different content keep the last instead of stopping
+    #[arg(long, value_name = "WHICH", value_parser = ["last"], env = "SIDREC_DEDUPE")]
+    dedupe: Option<String>,
+}
+
+/// What is done with rows that cannot be used.
+#[derive(Args)]
+pub(crate) struct RejectArgs {
     /// Largest share of unusable rows before the run stops
-    #[arg(long, default_value_t = 0.001, env = "SIDREC_MAX_REJECT_FRACTION")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.001, value_parser = share, env = "SIDREC_MAX_REJECT_FRACTION")]
     max_reject_fraction: f64,
     /// Where unusable rows are written
     #[arg(long, value_name = "FILE", env = "SIDREC_REJECTS")]
     rejects: Option<PathBuf>,
-    /// Of rows with the same item_id and different content keep the last instead of stopping
-    #[arg(long, value_name = "WHICH", value_parser = ["last"], env = "SIDREC_DEDUPE")]
-    dedupe: Option<String>,
+}
+
+impl RejectArgs {
+    pub(crate) fn options(&self) -> ReadOptions {
+        let (max_reject_fraction, rejects_to) = (self.max_reject_fraction, self.rejects.clone());
+        ReadOptions { max_reject_fraction, rejects_to, ..ReadOptions::default() }
+    }
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let found = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    found.ok_or_else(|| "expected a number from 0 to 1".to_string())
 }
 
 impl ItemsArgs {
@@ -209,13 +228,7 @@ impl ItemsArgs {
     }
 
     pub(crate) fn options(&self) -> ReadOptions {
-        ReadOptions {
-            text_template: self.text.clone(),
-            max_reject_fraction: self.max_reject_fraction,
-            rejects_to: self.rejects.clone(),
-            dedupe_last: self.dedupe.is_some(),
-            ..ReadOptions::default()
-        }
+        ReadOptions { text_template: self.text.clone(), dedupe_last: self.dedupe.is_some(), ..self.rejects.options() }
     }
 
     pub(crate) fn read(&self) -> Result<Items> {
@@ -344,6 +357,8 @@ struct RecommendArgs {
     /// Histories: user_id and a list `history`, or interactions
     #[arg(long, value_name = "FILE")]
     histories: PathBuf,
+    #[command(flatten)]
+    rejects: RejectArgs,
     /// Items per user
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     k: u32,
@@ -360,7 +375,8 @@ impl Cli {
             Command::Data(DataCommand::Check(args)) => check(&args),
             Command::Data(DataCommand::MakeDemo(args)) => make_demo(&args),
             Command::Data(DataCommand::MakeVectors { out, items, dim, seed }) => {
-                crate::demo::vectors::write(&out, items, dim as usize, seed)
+                require_writable("--out", &out, &["parquet"])?;
+                crate::demo::vectors::write(&out, items as usize, dim as usize, seed)
             }
             Command::Embed(args) => embed(&args),
             Command::Sids(command) => crate::sids::run(command),
@@ -438,7 +454,8 @@ fn read(path: &Path, items: &Items, options: &ReadOptions) -> Result<Interaction
 
 fn make_demo(args: &MakeDemoArgs) -> Result<()> {
     require_empty(&args.out)?;
-    let data = crate::demo::generate(&DemoConfig { items: args.items, users: args.users, seed: args.seed });
+    let data =
+        crate::demo::generate(&DemoConfig { items: args.items as usize, users: args.users as usize, seed: args.seed });
     crate::demo::write(&args.out, &data)?;
     json_line(&serde_json::json!({
         "items": data.items.len(),
@@ -448,6 +465,7 @@ fn make_demo(args: &MakeDemoArgs) -> Result<()> {
 }
 
 fn embed(args: &EmbedArgs) -> Result<()> {
+    require_writable("--out", &args.out, &["safetensors", "npy", "parquet"])?;
     let items = args.items.read()?;
     let source = build_sids::Content::choose(&items, None, args.encoder.as_deref(), args.seed)?;
     let vectors = source.vectors(&items)?;
@@ -456,14 +474,11 @@ fn embed(args: &EmbedArgs) -> Result<()> {
 }
 
 fn recommend_all(args: &RecommendArgs) -> Result<()> {
-    let known = ["parquet", "csv", "jsonl"];
-    if !args.out.extension().and_then(|e| e.to_str()).is_some_and(|e| known.contains(&e)) {
-        return Err(fault(Fault::Usage, format!("--out {}: expected .parquet, .csv or .jsonl", args.out.display())));
-    }
+    require_writable("--out", &args.out, &["parquet", "csv", "jsonl"])?;
     let catalogue = Catalogue::open(&args.run.catalogue)?;
     let ask = &args.run.ask;
     let trained = ask.load(&args.run.run, &catalogue)?;
-    let histories = read_histories(&args.histories, &catalogue.keys, &ReadOptions::default())?;
+    let histories = read_histories(&args.histories, &catalogue.keys, &args.rejects.options())?;
     let (k, beam) = (args.k as usize, ask.beam as usize);
     let interrupt = Interrupt::install()?;
     let asked = recommend::Asked { k, beam, run: &args.run.run, asking: ask.asking.asking() };

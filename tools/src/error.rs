@@ -79,6 +79,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             return blamed.fault.exit_code();
         }
         if let Some(error) = cause.downcast_ref::<rqvae::Error>() {
+            // Errors of the floors below.
             use rqvae::Error::{
                 BadVectors, Collisions, Corrupt, DigestMismatch, InvalidConfig, Io, Remote, WrongVersion,
             };
@@ -96,6 +97,19 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
                 _ => 1,
             };
         }
+        if let Some(error) = cause.downcast_ref::<seqmodel::Error>() {
+            use seqmodel::Error::{Corrupt, InvalidConfig, Io, Mismatch, NoData};
+            match error {
+                Mismatch { .. } | NoData { .. } | Corrupt { .. } => return Fault::BadData.exit_code(),
+                InvalidConfig { .. } => return Fault::Usage.exit_code(),
+                Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                    return Fault::InputMissing.exit_code();
+                }
+                Io { .. } => return Fault::Io.exit_code(),
+                // What it wraps comes next in the chain.
+                _ => {}
+            }
+        }
         if cause.is::<std::io::Error>() {
             return Fault::Io.exit_code();
         }
@@ -103,9 +117,29 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
     1
 }
 
+/// The whole chain of an error in one line; a cause that its effect has told already is not told again.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = rqvae::Error::io(Path::new("x"))(std::io::ErrorKind::NotFound.into());
+        let error = anyhow::Error::new(io).context("while reading");
+        assert_eq!(told(&error), "while reading: x: entity not found");
+        assert_eq!(told(&anyhow::anyhow!("plain").context("b").context("a")), "a: b: plain");
+    }
 
     #[test]
     fn the_first_fault_of_the_chain_decides() {

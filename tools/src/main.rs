@@ -10,17 +10,18 @@ static ALLOCATOR: tools::allocator::Shelves = tools::allocator::Shelves;
 fn main() -> ExitCode {
     one_pool();
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("SIDREC_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error,tools::serve=info,access=info")),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("SIDREC_LOG").unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new(
+                "error,tools=warn,rqvae=warn,seqmodel=warn,tools::serve=info,access=info",
+            )
+        }))
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", tools::error::told(&error));
             ExitCode::from(u8::try_from(tools::error::exit_code(&error)).unwrap_or(1))
         }
     }

@@ -209,8 +209,8 @@ pub(crate) fn run(command: SidsCommand) -> Result<()> {
         SidsCommand::Lookup { catalogue, items } => print(&inspect::lookup(&Catalogue::open(&catalogue)?, &items)?),
         SidsCommand::Tree { catalogue, prefix } => print(&inspect::tree(&Catalogue::open(&catalogue)?, &prefix)?),
         SidsCommand::Add(args) => {
-            let out = args.out.unwrap_or_else(|| change_sids::next_version(&args.catalogue));
-            require_empty(&out)?;
+            let out = new_version(args.out, &args.catalogue)?;
+            change_sids::frozen_quantizer(&args.catalogue)?;
             let items = args.items.read()?;
             let (embeddings, encoder) = (args.embeddings.as_deref(), args.encoder.as_deref());
             let saved = args.catalogue.join("encoder");
@@ -218,11 +218,21 @@ pub(crate) fn run(command: SidsCommand) -> Result<()> {
             json_line(&change_sids::add(&args.catalogue, &items, &sources.vectors(&items)?.vectors, &out)?)
         }
         SidsCommand::Remove(args) => {
-            let out = args.out.unwrap_or_else(|| change_sids::next_version(&args.catalogue));
-            require_empty(&out)?;
+            let out = new_version(args.out, &args.catalogue)?;
             json_line(&change_sids::remove(&args.catalogue, &args.items.read()?.keys, &out)?)
         }
     }
+}
+
+/// Where the next version of `catalogue` goes: `out`, or else beside it.
+fn new_version(out: Option<PathBuf>, catalogue: &Path) -> Result<PathBuf> {
+    if let Some(out) = out {
+        require_empty(&out)?;
+        return Ok(out);
+    }
+    let next = change_sids::next_version(catalogue);
+    require_empty(&next).map_err(|e| e.context("change the newest version, or name another with --out"))?;
+    Ok(next)
 }
 
 /// The numbers of the quantiser: defaults, then the file, then single options, each with its origin.
@@ -256,6 +266,9 @@ fn build(args: &BuildArgs) -> Result<()> {
         return build_shards(args, &config);
     }
     require_empty(&args.out)?;
+    if args.interactions.is_some() && config.rqvae.contrast_weight == 0.0 && config.rqvae.align_weight == 0.0 {
+        eprintln!("--interactions changes nothing here: rqvae.contrast_weight and rqvae.align_weight are 0");
+    }
     let items = args.items.read()?;
     let (embeddings, encoder) = (args.embeddings.as_deref(), args.encoder.as_deref());
     let source = Sources::choose(&items, embeddings, encoder, &args.sources, args.seed)?;
@@ -272,6 +285,7 @@ fn build(args: &BuildArgs) -> Result<()> {
     built.catalogue.origin.encoder_digest = source.digest();
     let quantizer = built.quantizer.as_ref();
     built.catalogue.write(&args.out, &built.residual_norms, quantizer, &|dir| source.save(dir))?;
+    eprintln!("written: {}", args.out.display());
     let report = inspect::inspection(&built.catalogue);
     if args.json { json_line(&report) } else { print(&inspect::describe(&report)) }
 }

@@ -1,6 +1,7 @@
 //! Frozen sentence encoders from a Hugging Face folder: BERT, RoBERTa, T5.
 //!
-//! The folder holds `config.json`, `model.safetensors` (or the files that its index names) and `tokenizer.json`; the files of sentence-transformers are
+//! The folder holds `config.json`, `model.safetensors` (or the files that its index names) and `tokenizer.json`;
+//! the files of sentence-transformers are
 //! honoured. Padding and truncation written into `tokenizer.json` are overridden: nothing is padded, and texts are cut
 //! at 256 tokens or the folder's own limit. Texts are taken by length, so that the two ends of the work are alike long.
 //!

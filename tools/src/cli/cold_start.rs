@@ -59,7 +59,7 @@ pub(super) struct ColdStartArgs {
     /// Newest interactions of a user that count (liger)
     #[arg(long, default_value_t = 20)]
     newest: usize,
-    /// What is compared; all of it takes most of an hour on two cores for 20,000 users
+    /// What is compared; all of it takes about an hour on two cores for 20,000 users
     #[arg(long, value_enum, value_delimiter = ',', default_value = "counted,two-tower,sasrec,tiger,rqt")]
     methods: Vec<MethodsArg>,
     /// Vectors instead of encoding the text: .npy, .safetensors or .parquet
@@ -71,7 +71,8 @@ pub(super) struct ColdStartArgs {
     /// Preset of all models: default, demo or quick; the default of tiger is its preset grid here
     #[arg(long, default_value = "default", env = "SIDREC_PRESET")]
     preset: String,
-    /// Seconds that each training may take. Without it tiger takes 1200 at most and all others what they need
+    /// Seconds that each training may take, 0 for no limit. Without it tiger takes 1200 at most and all others what they
+    /// need. Part of the question: --resume goes on with the same one
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
     /// Beams of the search
@@ -105,10 +106,8 @@ impl ColdStartArgs {
 
     fn run_config(&self, model: &str) -> Result<RunConfig> {
         // The separators between items are worth their length where time is short, and no user is known by a hash.
-        let (preset, limit) = match (model, self.preset.as_str()) {
-            ("tiger", "default") => ("grid", TIGER_SECONDS),
-            (_, preset) => (preset, 0),
-        };
+        let preset = if (model, self.preset.as_str()) == ("tiger", "default") { "grid" } else { &self.preset };
+        let limit = if model == "tiger" { TIGER_SECONDS } else { 0 };
         let mut config = RunConfig::preset(model, preset).map_err(|e| fault(Fault::Usage, e))?;
         config.train.seed = self.seed;
         config.train.time_limit_s = self.time_limit.unwrap_or(limit);

@@ -1,12 +1,12 @@
 //! `sidrec eval`.
 
-use super::{AskArgs, json_line};
-use crate::catalogue::Catalogue;
+use super::{AskArgs, RejectArgs, json_line};
+use crate::catalogue::{Catalogue, require_writable};
 use crate::error::{Fault, fault};
 use crate::jobs::baselines;
 use crate::jobs::eval::{Question, measure, shuffle_ties, write_trec};
 use crate::progress::Stage;
-use crate::table::{Interactions, ReadOptions, read_interactions};
+use crate::table::{Interactions, read_interactions};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use seqmodel::{LeaveOneOut, Retriever, Split};
@@ -28,12 +28,12 @@ pub(super) enum SeenArg {
 
 #[derive(Args)]
 pub(super) struct EvalArgs {
-    /// Run directory
+    /// Run directory; not looked at where a baseline is named
     #[arg(long, value_name = "DIR", env = "SIDREC_RUN", required_unless_present = "baseline")]
     run: Option<PathBuf>,
     /// Instead of a run, what needs no training, fitted on all that the questions may know: popular, itemknn,
     /// transitions, content-knn, content-kernel, ials or bpr
-    #[arg(long, value_name = "NAME", conflicts_with = "run")]
+    #[arg(long, value_name = "NAME")]
     baseline: Option<String>,
     /// Seed of a baseline
     #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
@@ -46,6 +46,8 @@ pub(super) struct EvalArgs {
     /// Interactions: user_id, item_id, timestamp or position
     #[arg(long, value_name = "FILE", env = "SIDREC_INTERACTIONS")]
     interactions: PathBuf,
+    #[command(flatten)]
+    rejects: RejectArgs,
     /// Which target
     #[arg(long, value_enum, default_value = "test")]
     split: SplitArg,
@@ -74,8 +76,13 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     if args.k.is_empty() || args.k.iter().any(|k| !(1..=1000).contains(k)) {
         return Err(fault(Fault::Usage, "--k: expected depths from 1 to 1000"));
     }
+    for (option, path) in
+        [("--report", &args.report), ("--write-run", &args.write_run), ("--write-qrels", &args.write_qrels)]
+    {
+        path.as_ref().map_or(Ok(()), |path| require_writable(option, path, &[]))?;
+    }
     let catalogue = Catalogue::open(&args.catalogue)?;
-    let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &ReadOptions::default())?;
+    let mut interactions = read_interactions(&args.interactions, &catalogue.keys, &args.rejects.options())?;
     if args.ties != "file" {
         let seed = args.ties.strip_prefix("shuffle:").and_then(|seed| seed.parse().ok());
         let seed =
@@ -96,7 +103,8 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         seeds: vec![args.seed],
     };
     let ties = catalogue.keys.tie_hash();
-    let Some(run) = &args.run else {
+    let run = args.run.as_ref().filter(|_| args.baseline.is_none());
+    let Some(run) = run else {
         let name = args.baseline.as_deref().unwrap_or_default();
         let known = LeaveOneOut::new(&interactions.histories).known(question.split);
         let stage = Stage::new(&format!("fit {name}"), 0);

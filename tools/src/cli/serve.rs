@@ -10,12 +10,18 @@ use crate::serve::version::{Source, Version};
 use crate::serve::{Ended, Server, Tokens, check_address, reload_when_told};
 use anyhow::{Context, Result};
 use clap::Args;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let found =
+        text.to_socket_addrs().map_err(|e| format!("expected a host and a port such as 127.0.0.1:8080: {e}"))?;
+    found.into_iter().next().ok_or_else(|| "no such host".to_string())
+}
 
 #[derive(Args)]
 pub(super) struct ServeArgs {
@@ -25,8 +31,8 @@ pub(super) struct ServeArgs {
     /// Catalogue directory, or a folder with a file `current` that names the catalogue in it
     #[arg(long, value_name = "DIR", env = "SIDREC_CATALOGUE")]
     catalogue: PathBuf,
-    /// Address; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:8080", env = "SIDREC_ADDR")]
+    /// Host and port; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address, env = "SIDREC_ADDR")]
     addr: SocketAddr,
     #[command(flatten)]
     asking: AskingArgs,

@@ -15,7 +15,7 @@ mod stages;
 
 use crate::catalogue::Catalogue;
 use crate::content::Encoder;
-use crate::error::{Fault, fault};
+use crate::error::{Fault, bad_data, fault};
 use crate::jobs::build_sids::{Content, build};
 use crate::jobs::train::{Recorder, data_digest, features, fit};
 use crate::models::{Model, RunConfig};
@@ -99,7 +99,7 @@ pub struct ColdReport {
     pub paired: Vec<Paired>,
     /// What lists show besides hits.
     pub exposure: Vec<Exposure>,
-    /// Lists drawn from the generative model's probabilities.
+    /// Lists drawn from the probabilities of what generates.
     pub temperature: Vec<Drawn>,
     /// Methods of `categories`, at a share of 0.1.
     pub slice_methods: Vec<String>,
@@ -113,7 +113,7 @@ pub struct ColdReport {
     pub seconds: Vec<(String, f64)>,
     /// Seed.
     pub seed: u64,
-    /// Encoder, tokenizer and model.
+    /// The encoder of the content.
     pub encoder: String,
     /// The tokenizer's method.
     pub method: String,
@@ -185,6 +185,9 @@ pub fn run(
     out: &Path,
     signal: &dyn Fn() -> Option<i32>,
 ) -> Result<ColdReport> {
+    if matches!(config.protocol, Protocol::Time { .. }) && !interactions.has_time {
+        return Err(bad_data("protocol time: the interactions have no column `timestamp`, only `position`"));
+    }
     let held = config.protocol.hold(interactions, items.keys.len(), config.seed);
     held.check()?;
     let unseen = |item: ItemIdx| held.unseen[item.0 as usize];

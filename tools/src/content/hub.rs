@@ -137,8 +137,12 @@ impl Hub {
             return Err(bad_data(format!("{url}: commit `{}` is no hexadecimal number", index.sha)));
         }
         let mut wanted: Vec<&Sibling> = index.siblings.iter().filter(|file| is_ours(&file.rfilename)).collect();
-        // What says that a folder is whole comes last.
-        wanted.sort_by_key(|file| MARKS.contains(&file.rfilename.as_str()));
+        if wanted.iter().any(|file| file.rfilename == "model.safetensors") {
+            wanted.retain(|file| !(is_part(&file.rfilename) || file.rfilename == "model.safetensors.index.json"));
+        }
+        // What says that a folder is whole comes last, the settings of the model at the very end: without those a folder
+        // is refused, without the list of modules it would be read in another way.
+        wanted.sort_by_key(|file| MARKS.iter().position(|mark| *mark == file.rfilename));
         if !wanted.iter().any(|file| MARKS.contains(&file.rfilename.as_str())) {
             return Err(bad_data(format!(
                 "{name}: no encoder; expected config.json and model.safetensors among its files"
@@ -174,7 +178,7 @@ fn cached(root: &Path, revision: &str) -> Option<(PathBuf, String)> {
 }
 
 /// Files one of which every encoder has.
-const MARKS: [&str; 2] = ["config.json", "modules.json"];
+const MARKS: [&str; 2] = ["modules.json", "config.json"];
 
 /// Whether a file belongs to an encoder: settings, tokenizer and weights at the top, and those of numbered modules.
 fn is_ours(name: &str) -> bool {
@@ -186,22 +190,24 @@ fn is_ours(name: &str) -> bool {
         "modules.json",
         "sentence_bert_config.json",
     ];
-    // One of several files of weights: model-00001-of-00002.safetensors.
-    let part = |name: &str| {
-        let numbers = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
-        numbers.is_some_and(|numbers| numbers.split("-of-").all(|n| n.parse::<u32>().is_ok()))
-    };
     match name.split_once('/') {
-        None => TOP.contains(&name) || part(name),
+        None => TOP.contains(&name) || is_part(name),
         Some((module, file)) => {
             let (number, kind) = module.split_once('_').unwrap_or_default();
             let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric());
             number.chars().all(|c| c.is_ascii_digit())
                 && plain(number)
                 && plain(kind)
-                && (TOP.contains(&file) || part(file))
+                && (TOP.contains(&file) || is_part(file))
         }
     }
+}
+
+/// Whether it is one of several files of weights: model-00001-of-00002.safetensors.
+fn is_part(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
+    let number = |n: &str| !n.is_empty() && n.chars().all(|c| c.is_ascii_digit());
+    numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(a, b)| number(a) && number(b))
 }
 
 /// Fetches a file into `blobs`, under the name of its digest.
@@ -337,7 +343,13 @@ mod tests {
     fn files_of_an_encoder_are_told_from_others() {
         let ours = ["config.json", "model-00002-of-00004.safetensors", "1_Pooling/config.json"];
         assert!(ours.into_iter().all(is_ours));
-        let others = ["model-x.safetensors", "model-1-of-y.safetensors", "onnx/model.safetensors", "pytorch_model.bin"];
+        let others = [
+            "model-x.safetensors",
+            "model-1-of-y.safetensors",
+            "model-5.safetensors",
+            "onnx/model.safetensors",
+            "pytorch_model.bin",
+        ];
         assert!(!others.into_iter().any(is_ours));
     }
 

@@ -147,6 +147,12 @@ impl Encoder {
     /// It cannot be found, or what is found is another one; the vectors of the catalogue came ready.
     pub fn reopen(dir: &Path, asked: Option<&str>) -> Result<Self> {
         let record = EncoderRecord::read(dir)?;
+        if let (built_in @ ("lsa" | "hashed"), Some(asked)) = (record.kind.as_str(), asked)
+            && asked != built_in
+        {
+            let message = format!("--encoder {asked}: the catalogue was made with {}", record.encoder);
+            return Err(fault(Fault::Usage, message));
+        }
         let none = || -> Vec<String> { Vec::new() };
         let found = match record.kind.as_str() {
             "lsa" => {

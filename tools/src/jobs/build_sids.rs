@@ -73,7 +73,7 @@ impl Content {
         match self {
             Self::File(path) => read_vectors(path, &items.keys),
             Self::Column => items.embeddings.clone().ok_or_else(|| bad_data("the items have no `embedding` column")),
-            Self::Encoder(encoder) => encoder.vectors(&texts(items)),
+            Self::Encoder(encoder) => encoder.vectors(&written(items)?),
         }
     }
 
@@ -89,6 +89,22 @@ impl Content {
 /// Rendered texts of all items.
 fn texts(items: &Items) -> Vec<String> {
     items.texts.iter().map(rqvae::ItemText::render).collect()
+}
+
+/// Rendered texts of all items, of which some say something.
+fn written(items: &Items) -> Result<Vec<String>> {
+    let texts = texts(items);
+    let empty = texts.iter().filter(|text| text.trim().is_empty()).count();
+    if empty == texts.len() {
+        return Err(bad_data(format!(
+            "none of {} items has a text to encode; expected columns such as title, brand, categories or description,              --text with the names of others, or vectors by --embeddings",
+            texts.len()
+        )));
+    }
+    if empty > 0 {
+        tracing::warn!(empty, items = texts.len(), "items without a text have equal vectors");
+    }
+    Ok(texts)
 }
 
 /// What people see of the item in `row`.

@@ -6,7 +6,7 @@
 
 use super::build_sids::card;
 use crate::catalogue::{Catalogue, files_below, without};
-use crate::error::{bad_data, cannot_create};
+use crate::error::{bad_data, cannot_create, input_missing};
 use crate::table::{ItemKeys, Items, read_sids};
 use anyhow::{Context, Result};
 use beam::{Trie, TrieDelta};
@@ -52,12 +52,29 @@ pub fn next_version(dir: &Path) -> PathBuf {
 /// Bad data when vectors are of another width, or a group of equal codes has no suffix left; cannot create `out`.
 pub fn add(dir: &Path, items: &Items, content: &Vectors, out: &Path) -> Result<Changed> {
     let old = Catalogue::open(dir)?;
-    let quantizer = load_quantizer(&dir.join("quantizer"))?;
+    let quantizer = frozen_quantizer(dir)?;
     let Extended { catalogue, changed, new_norms } = extend(&old, quantizer.as_ref(), items, content)?;
     let mut norms = residual_norms(dir, &old.keys)?;
     norms.extend(new_norms);
     write(&catalogue, dir, out, &norms)?;
     Ok(Changed { out: out.into(), ..changed })
+}
+
+/// The quantiser that the catalogue in `dir` was made with.
+///
+/// # Errors
+/// Input missing where there is no catalogue, bad data where it was packed without its quantiser.
+pub fn frozen_quantizer(dir: &Path) -> Result<Box<dyn SidEncoder>> {
+    let manifest = dir.join("manifest.json");
+    if !manifest.is_file() {
+        return Err(input_missing(&manifest).context(format!("{} is no catalogue", dir.display())));
+    }
+    if !dir.join("quantizer").is_dir() {
+        let why =
+            "was packed without its quantiser, which gives new items their IDs; use the catalogue it was packed from";
+        return Err(bad_data(format!("{}: {why}", dir.display())));
+    }
+    Ok(load_quantizer(&dir.join("quantizer"))?)
 }
 
 /// A catalogue with new items.

@@ -1,7 +1,7 @@
 //! Health of a catalogue's IDs, IDs of items, and items under a prefix.
 
 use crate::catalogue::{Catalogue, Collisions};
-use crate::error::bad_data;
+use crate::error::{Fault, bad_data, fault};
 use crate::report::TokenizerReport;
 use anyhow::Result;
 use rqvae::{Code, SemanticId, SidStats};
@@ -106,7 +106,9 @@ pub fn lookup(catalogue: &Catalogue, ids: &[String]) -> Result<String> {
     }
     let mut text = String::new();
     for item in ids.iter().filter_map(|id| catalogue.keys.find(id)) {
-        let _ = writeln!(text, "{}\t{}\t{}", catalogue.keys.key(item), catalogue.sids.sid(item), catalogue.title(item));
+        let (key, sid, title) = (catalogue.keys.key(item), catalogue.sids.sid(item), catalogue.title(item));
+        let gone = if catalogue.is_live(item) { "" } else { "\tremoved" };
+        let _ = writeln!(text, "{key}\t{sid}\t{title}{gone}");
     }
     Ok(text)
 }
@@ -114,17 +116,18 @@ pub fn lookup(catalogue: &Catalogue, ids: &[String]) -> Result<String> {
 /// The children of a prefix such as `12,7` with counts and a few titles; the items themselves under a whole ID.
 ///
 /// # Errors
-/// Bad data when the prefix is no list of codes or nothing is under it.
+/// Usage when the prefix is no list of codes; bad data when nothing is under it.
 pub fn tree(catalogue: &Catalogue, prefix: &str) -> Result<String> {
     let trie = &catalogue.trie;
+    let wrong = |message: String| fault(Fault::Usage, message);
     let codes: Vec<Code> = prefix
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(|part| part.parse().map_err(|_| bad_data(format!("prefix `{prefix}`: `{part}` is no code"))))
+        .map(|part| part.parse().map_err(|_| wrong(format!("prefix `{prefix}`: `{part}` is no code"))))
         .collect::<Result<_>>()?;
     if codes.len() > trie.levels() {
-        return Err(bad_data(format!("prefix `{prefix}`: at most {} codes", trie.levels())));
+        return Err(wrong(format!("prefix `{prefix}`: at most {} codes", trie.levels())));
     }
     let node = trie.find(&codes).ok_or_else(|| bad_data(format!("no item under prefix `{prefix}`")))?;
     let mut text = String::new();

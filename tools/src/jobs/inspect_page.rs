@@ -126,7 +126,8 @@ fn resolved(catalogue: &Catalogue, stats: &SidStats) -> String {
         return "<p>This catalogue does not say what was done about collisions.</p>".to_string();
     };
     let items = stats.items.max(1) as f64;
-    let unique = |count: usize| (count as f64 / items, format!("{} ({:.1} %)", grouped(count), 100.0 * count as f64 / items));
+    let unique =
+        |count: usize| (count as f64 / items, format!("{} ({:.1} %)", grouped(count), 100.0 * count as f64 / items));
     let largest = found.max_group_before.max(stats.max_group).max(1) as f64;
     let group = |size: usize| (size as f64 / largest, format!("{size} items"));
     let rows = [
@@ -154,7 +155,7 @@ fn bars(rows: &[(String, f64, String)], what: &str) -> String {
     let mut body = String::new();
     for (at, (name, share, figure)) in rows.iter().enumerate() {
         let y = at * ROW;
-        let width = (110.0 * share).max(1.0);
+        let width = (100.0 * share).max(1.0);
         let _ = write!(
             body,
             "<text x=\"92\" y=\"{}\" text-anchor=\"end\">{name}</text><rect class=\"bar\" x=\"98\" y=\"{}\" \

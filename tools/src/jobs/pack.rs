@@ -29,7 +29,7 @@ pub fn pack(run: &Path, catalogue_dir: &Path, out: &Path, titles: bool) -> Resul
     let weights = load_parameters(&best.read("model.safetensors")?, &best.file("model.safetensors"))?;
     let halved = weights.into_iter().map(|(name, tensor)| {
         // Whole numbers are counts and names of items, which 16 bits do not hold.
-        let whole = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.fract() == 0.0);
+        let whole = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.fract() == 0.0);
         Ok((name, if whole { tensor } else { tensor.to_dtype(DType::F16)? }))
     });
     let weights: BTreeMap<_, _> = halved.collect::<Result<_>>()?;
@@ -46,7 +46,9 @@ pub fn pack(run: &Path, catalogue_dir: &Path, out: &Path, titles: bool) -> Resul
         ("state.json", state),
     ];
     CheckpointDir::create(&packed)?.save(step, &files, true)?;
-    catalogue.write_packed(&out.join("catalogue"), titles)
+    catalogue.write_packed(&out.join("catalogue"), titles)?;
+    eprintln!("written: {} and {}", packed.display(), out.join("catalogue").display());
+    Ok(())
 }
 
 #[cfg(test)]
@@ -102,6 +104,9 @@ mod tests {
         // 16 bits may swap neighbours that are nearly equal, so sets are compared, with one miss allowed.
         anyhow::ensure!(full.iter().filter(|item| packed.contains(item)).count() >= 4, "{full:?} {packed:?}");
         anyhow::ensure!(pack(&at("run"), &at("catalogue"), &at("packed"), true).is_err());
+        // What is packed may be packed again.
+        pack(&at("packed").join("run"), &at("packed").join("catalogue"), &at("again"), false)?;
+        anyhow::ensure!(list(&at("again").join("run"), &small)? == packed);
         Ok(())
     }
 }

@@ -72,6 +72,23 @@ fn steady() -> TrainConfig {
     }
 }
 
+/// What most presets called `demo` share: a small shop in minutes.
+fn demo() -> TrainConfig {
+    TrainConfig { batch_size: 128, learning_rate: 2e-3, eval_users: 2000, ..TrainConfig::default() }
+}
+
+/// What most presets called `quick` share: a try that everything runs, in seconds.
+fn quick() -> TrainConfig {
+    TrainConfig {
+        learning_rate: 3e-3,
+        warmup_steps: 5,
+        max_epochs: 6,
+        eval_every: 2,
+        eval_users: 500,
+        ..TrainConfig::default()
+    }
+}
+
 impl RunConfig {
     /// The defaults of `model`, or of one of its named presets.
     ///
@@ -85,30 +102,15 @@ impl RunConfig {
             }
             ("rqt", "demo") => Self {
                 model: ModelConfig::Rqt(guided()),
-                train: TrainConfig {
-                    batch_size: 128,
-                    learning_rate: 2e-3,
-                    warmup_steps: 100,
-                    max_epochs: 20,
-                    eval_users: 2000,
-                    ..train
-                },
+                train: TrainConfig { warmup_steps: 100, max_epochs: 20, ..demo() },
             },
             ("sasrec", "demo") => Self {
                 model: ModelConfig::Sasrec(SasRecConfig::default()),
-                train: TrainConfig { batch_size: 128, learning_rate: 2e-3, max_epochs: 40, eval_users: 2000, ..train },
+                train: TrainConfig { max_epochs: 40, ..demo() },
             },
-            ("rqt", "quick") => Self {
-                model: ModelConfig::Rqt(RqtConfig { head_dim: 16, dropout: 0.3, ..guided() }),
-                train: TrainConfig {
-                    learning_rate: 3e-3,
-                    warmup_steps: 5,
-                    max_epochs: 6,
-                    eval_every: 2,
-                    eval_users: 500,
-                    ..train
-                },
-            },
+            ("rqt", "quick") => {
+                Self { model: ModelConfig::Rqt(RqtConfig { head_dim: 16, dropout: 0.3, ..guided() }), train: quick() }
+            }
             ("tiger", "paper" | "default") => Self {
                 model: ModelConfig::Tiger(TigerConfig { user_tokens: 2000, ..TigerConfig::default() }),
                 train: TrainConfig { decay: Decay::InverseSqrt, warmup_steps: 1000, weight_decay: 0.01, ..train },
@@ -127,14 +129,7 @@ impl RunConfig {
                     decoder_layers: 2,
                     ..TigerConfig::default()
                 }),
-                train: TrainConfig {
-                    batch_size: 128,
-                    learning_rate: 2e-3,
-                    warmup_steps: 100,
-                    max_epochs: 12,
-                    eval_users: 2000,
-                    ..train
-                },
+                train: TrainConfig { warmup_steps: 100, max_epochs: 12, ..demo() },
             },
             ("tiger", "quick") => Self {
                 model: ModelConfig::Tiger(TigerConfig {
@@ -156,17 +151,9 @@ impl RunConfig {
                 }),
                 train: TrainConfig { max_epochs: 48, ..steady() },
             },
-            ("sasrec", "quick") => Self {
-                model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }),
-                train: TrainConfig {
-                    learning_rate: 3e-3,
-                    warmup_steps: 5,
-                    max_epochs: 6,
-                    eval_every: 2,
-                    eval_users: 500,
-                    ..train
-                },
-            },
+            ("sasrec", "quick") => {
+                Self { model: ModelConfig::Sasrec(SasRecConfig { dim: 32, ..SasRecConfig::default() }), train: quick() }
+            }
             ("two-tower", "default" | "demo") => Self {
                 model: ModelConfig::TwoTower(TwoTowerConfig::default()),
                 train: TrainConfig { learning_rate: 2e-3, max_epochs: 20, eval_users: 2000, patience: 4, ..train },
@@ -177,14 +164,7 @@ impl RunConfig {
                     uniform_negatives: 256,
                     ..TwoTowerConfig::default()
                 }),
-                train: TrainConfig {
-                    learning_rate: 3e-3,
-                    warmup_steps: 5,
-                    max_epochs: 6,
-                    eval_every: 2,
-                    eval_users: 500,
-                    ..train
-                },
+                train: quick(),
             },
             ("hybrid", preset @ ("default" | "demo" | "quick")) => {
                 let Self { model: ModelConfig::Rqt(rqt), train } = Self::preset("rqt", preset)? else {
@@ -255,8 +235,11 @@ mod tests {
     #[test]
     fn user_tokens_are_the_papers_and_no_old_models() {
         let tokens = |config: &ModelConfig| matches!(config, ModelConfig::Tiger(config) if config.user_tokens == 2000);
-        for (preset, reads) in [("paper", true), ("default", true), ("grid", false), ("quick", false)] {
-            let config = RunConfig::preset("tiger", preset).unwrap().model;
+        for (preset, reads) in [("paper", true), ("default", true), ("grid", false), ("demo", false), ("quick", false)]
+        {
+            let config = RunConfig::preset("tiger", preset).unwrap();
+            config.validate().unwrap();
+            let config = config.model;
             assert_eq!((tokens(&config), config.reads_users()), (reads, reads), "{preset}");
         }
         // As a checkpoint wrote it before there were any.

@@ -66,7 +66,7 @@ enum TrainingData {
 pub trait Observer {
     /// After a step: steps done in this epoch, steps per epoch, loss.
     fn step(&mut self, done: u64, of: u64, loss: f64);
-    /// After an epoch.
+    /// After an epoch, whole or cut by the time limit.
     fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
 }
 
@@ -104,8 +104,10 @@ impl Model {
         if let Some(packed) = self.packed_retriever(trie, width, tie_hash)? {
             return Ok(packed);
         }
-        let Some(generative) = self.generative(trie, width)? else { unreachable!("all others generate") };
-        Ok(Box::new(generative))
+        match self.generative(trie, width)? {
+            Some(generative) => Ok(Box::new(generative)),
+            None => Err(anyhow!("model `{}` has no way to be asked", self.config.name())),
+        }
     }
 
     /// For models that make something of the whole catalogue before they answer: a retriever that owns it, to be kept.

@@ -3,14 +3,14 @@
 use super::engine::{Ask, Engine, ModelEngine};
 use crate::catalogue::Catalogue;
 use crate::error::bad_data;
-use crate::jobs::change_sids::{Changed, Extended, extend, retire};
+use crate::jobs::change_sids::{Changed, Extended, extend, frozen_quantizer, retire};
 use crate::jobs::counts::TrainCounts;
 use crate::jobs::sources::{Sources, are_several};
 use crate::jobs::train;
 use crate::models::{Asking, Model};
 use crate::table::{ItemKeys, Items};
 use anyhow::{Context, Result};
-use rqvae::{CheckpointDir, ItemIdx, load_quantizer};
+use rqvae::{CheckpointDir, ItemIdx};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -216,14 +216,7 @@ impl Version {
     /// The catalogue was packed without encoder and quantiser, vectors are of another width, or an ID has no room left.
     pub fn with_items(&self, items: &Items) -> Result<(Self, Changed)> {
         let Some(model) = &self.network else { return Err(bad_data("this engine takes no new items")) };
-        let quantizer = self.dir.join("quantizer");
-        if !quantizer.is_dir() {
-            return Err(bad_data(format!(
-                "the catalogue {} was packed without its quantiser; serve the one that `sidrec sids build` made",
-                self.dir.display()
-            )));
-        }
-        let quantizer = load_quantizer(&quantizer)?;
+        let quantizer = frozen_quantizer(&self.dir)?;
         let encoder = self.dir.join("encoder");
         let content = match &items.embeddings {
             Some(vectors) if !are_several(&encoder) => vectors.clone(),

@@ -108,6 +108,9 @@ impl<'a> Gather<'a> {
                 "interactions with unknown items dropped"
             );
         }
+        if all == 0 {
+            return Err(bad_data(format!("{}: no interactions; expected one a row", path.display())));
+        }
         let times = self.events.iter().flatten().map(|event| event.time);
         let milliseconds = has_time
             && time::in_milliseconds(times).map_err(|reason| bad_data(format!("{}: {reason}", path.display())))?;

@@ -1,6 +1,6 @@
 //! Text of an item from named columns: `{title} {brand}`.
 
-use crate::error::bad_data;
+use crate::error::{Fault, fault};
 
 /// A parsed template; braces are written `{{` and `}}`.
 #[derive(Debug, PartialEq)]
@@ -16,9 +16,9 @@ enum Part {
 
 impl Template {
     /// # Errors
-    /// Bad data when braces do not match or no column is named.
+    /// Usage when braces do not match or no column is named.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
-        let wrong = |why: &str| bad_data(format!("text template `{text}`: {why}"));
+        let wrong = |why: &str| fault(Fault::Usage, format!("--text `{text}`: {why}"));
         let mut parts = Vec::new();
         let mut literal = String::new();
         let mut chars = text.chars().peekable();

@@ -47,7 +47,8 @@ impl Weights {
         let found = names.iter().find_map(|name| Some((name, in_any(name)?)));
         let corrupt_in = |at: usize, reason: String| Error::corrupt(&self.files[at].0, reason);
         let Some((name, (at, view))) = found else {
-            return Err(corrupt_in(0, format!("tensor `{}` is missing", names[0])));
+            let files = if parsed.len() > 1 { format!(" in all {} files", parsed.len()) } else { String::new() };
+            return Err(corrupt_in(0, format!("tensor `{}` is missing{files}", names[0])));
         };
         let corrupt = |reason: String| corrupt_in(at, reason);
         if view.shape() != shape {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub(super) const FORMAT: &str = "sid-shards";
+pub(crate) const FORMAT: &str = "sid-shards";
 pub(super) const VERSION: u32 = 1;
 
 /// A table of IDs in shards, and how it came about.

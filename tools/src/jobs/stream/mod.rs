@@ -20,6 +20,7 @@ mod sample;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use manifest::FORMAT as SHARDS;
 pub use manifest::ShardsManifest;
 
 use super::build_sids::MAX_SUFFIX;
