@@ -271,7 +271,7 @@ fn bad_input_is_named_with_its_exit_code() {
     shop.ok(&[&train("some.csv")[..], &["--max-reject-fraction", "0.5", "--set", "train.max_epochs=1"]].concat());
     // Nothing to read, nowhere to write: told before any work.
     write("mute.csv", "item_id,price\na,1\nb,2\n");
-    shop.fails(&sids("mute.csv"), 65, &["none of 2 items has a text"]);
+    shop.fails(&["sids", "build", "--items", "mute.csv", "--out", "m"], 65, &["none of 2 items has a text"]);
     shop.fails(
         &["sids", "build", "--items", "items.jsonl", "--out", "items.jsonl/c"],
         73,
@@ -327,8 +327,8 @@ fn items_are_added_and_removed_beside_a_trained_model() {
         let args: Vec<&str> = ["sids", "lookup", catalogue].into_iter().chain(ids.iter().map(String::as_str)).collect();
         shop.ok(&args)
     };
-    assert_eq!(lookup("c", &ids[..280]), lookup("c-v3", &ids[..280]));
     let found = lookup("c-v3", &ids);
+    assert_eq!(lookup("c", &ids[..280]), lookup("c-v3", &ids[..280]).replace("\tremoved", ""));
     assert_eq!(found.lines().filter(|line| line.ends_with("\tremoved")).count(), 10);
     assert_eq!(lookup("c-v2", &ids), found.replace("\tremoved", ""));
     let unique: std::collections::BTreeSet<_> =

@@ -41,7 +41,7 @@ enum MethodsArg {
 }
 
 /// Training to its end would take it days on two cores.
-const TIGER_SECONDS: u64 = 1200;
+const TIGER_SECONDS: u64 = 600;
 
 #[derive(Args)]
 pub(super) struct ColdStartArgs {
@@ -71,7 +71,7 @@ pub(super) struct ColdStartArgs {
     /// Preset of all models: default, demo or quick; the default of tiger is its preset grid here
     #[arg(long, default_value = "default", env = "SIDREC_PRESET")]
     preset: String,
-    /// Seconds that each training may take, 0 for no limit. Without it tiger takes 1200 at most and all others what they
+    /// Seconds that each training may take, 0 for no limit. Without it tiger takes 600 at most and all others what they
     /// need. Part of the question: --resume goes on with the same one
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
