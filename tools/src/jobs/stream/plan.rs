@@ -1,6 +1,7 @@
 //! The folder of an unfinished build: what is being built, who is building it, and what is done already.
 
 use super::StreamJob;
+use crate::catalogue::files_below;
 use crate::error::{Fault, bad_data, cannot_create, fault};
 use anyhow::{Context, Result};
 use fs4::fs_std::FileExt;
@@ -58,6 +59,12 @@ impl Workplace {
         let lock = lock.map_err(|e| cannot_create(&path, e))?;
         if !FileExt::try_lock_exclusive(&lock).map_err(|e| cannot_create(&path, e))? {
             return Err(cannot_create(job.out, "another build is at work there"));
+        }
+        // A build that was killed while it wrote leaves a file behind that has no name yet.
+        for path in files_below(&dir)? {
+            if path.extension().is_some_and(|ending| ending == "tmp") {
+                fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
         }
         let place = Self { dir, _lock: lock };
         let plan = plan_of(job)?;
