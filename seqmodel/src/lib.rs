@@ -34,7 +34,7 @@ pub use generative::{Generative, Generator, Guidance, Search};
 pub use history_cache::HistoryCache;
 pub use items::ItemFeatures;
 pub use metrics::{Metrics, Ranks};
-pub use objectives::{HybridObjective, RqtObjective, SasRecObjective, TigerObjective, TwoTowerObjective};
+pub use objectives::{LearnsWindows, SampleObjective, WindowObjective};
 pub use packed::{PackedSession, Precision};
 pub use retrieve::{Query, Retriever, Scored};
 

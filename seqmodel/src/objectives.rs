@@ -1,125 +1,92 @@
 //! How each model turns rows of its training data into a loss.
 
 use crate::Result;
-use crate::data::Window;
+use crate::data::{Padded, Window, pick};
 use crate::dense::{SasRec, TwoTower};
 use crate::hybrid::Hybrid;
 use crate::rqt::Rqt;
 use crate::tiger::{Sample, Tiger};
-use crate::train::Objective;
-use candle_core::Tensor;
-use rqvae::Mode;
+use crate::train::{Objective, Prepared};
 
-/// The RQ-Transformer over windows: a loss at every position.
-pub struct RqtObjective<'a> {
+/// A model with a loss at every position of a window.
+pub trait LearnsWindows: Sync {
+    /// Makes a batch of `windows`.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoData`] when no window has a target.
+    fn learn(&self, windows: &[&Window]) -> Result<Prepared<'_>>;
+}
+
+impl LearnsWindows for Rqt {
+    fn learn(&self, windows: &[&Window]) -> Result<Prepared<'_>> {
+        let batch = self.prepare(windows)?;
+        Ok(Box::new(move |mode| self.batch_loss(batch, mode)))
+    }
+}
+
+impl LearnsWindows for SasRec {
+    fn learn(&self, windows: &[&Window]) -> Result<Prepared<'_>> {
+        let batch = Padded::of_windows(windows)?;
+        Ok(Box::new(move |mode| self.batch_loss(batch, mode)))
+    }
+}
+
+impl LearnsWindows for TwoTower {
+    fn learn(&self, windows: &[&Window]) -> Result<Prepared<'_>> {
+        let batch = Padded::of_windows(windows)?;
+        Ok(Box::new(move |mode| self.batch_loss(&batch, mode)))
+    }
+}
+
+/// The generative part learns; the rest is counted.
+impl LearnsWindows for Hybrid {
+    fn learn(&self, windows: &[&Window]) -> Result<Prepared<'_>> {
+        let batch = self.prepare(windows)?;
+        Ok(Box::new(move |mode| self.batch_loss(batch, mode)))
+    }
+}
+
+/// A model over training windows.
+pub struct WindowObjective<'a, M> {
     /// The model.
-    pub model: &'a Rqt,
+    pub model: &'a M,
     /// Training windows.
     pub windows: &'a [Window],
 }
 
+impl<'a, M: LearnsWindows> Objective<Prepared<'a>> for WindowObjective<'a, M> {
+    fn lengths(&self) -> Vec<usize> {
+        self.windows.iter().map(|window| window.items.len()).collect()
+    }
+
+    fn targets(&self, rows: &[u32]) -> usize {
+        rows.iter().map(|row| self.windows[*row as usize].targets()).sum()
+    }
+
+    fn prepare(&self, rows: &[u32]) -> Result<Prepared<'a>> {
+        self.model.learn(&pick(self.windows, rows))
+    }
+}
+
 /// TIGER over one sample per prefix.
-pub struct TigerObjective<'a> {
+pub struct SampleObjective<'a> {
     /// The model.
     pub model: &'a Tiger,
     /// Training samples.
     pub samples: &'a [Sample],
 }
 
-/// `SASRec` over windows.
-pub struct SasRecObjective<'a> {
-    /// The model.
-    pub model: &'a SasRec,
-    /// Training windows.
-    pub windows: &'a [Window],
-}
-
-/// Two towers over windows.
-pub struct TwoTowerObjective<'a> {
-    /// The model.
-    pub model: &'a TwoTower,
-    /// Training windows.
-    pub windows: &'a [Window],
-}
-
-/// The generative part of a hybrid over windows; the rest of it is counted, not trained.
-pub struct HybridObjective<'a> {
-    /// The model.
-    pub model: &'a Hybrid,
-    /// Training windows.
-    pub windows: &'a [Window],
-}
-
-fn pick<'w, T>(all: &'w [T], rows: &[u32]) -> Vec<&'w T> {
-    rows.iter().map(|row| &all[*row as usize]).collect()
-}
-
-impl Objective for RqtObjective<'_> {
+impl<'a> Objective<Prepared<'a>> for SampleObjective<'a> {
     fn lengths(&self) -> Vec<usize> {
-        self.windows.iter().map(|w| w.items.len()).collect()
-    }
-
-    fn targets(&self, rows: &[u32]) -> usize {
-        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
-    }
-
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        self.model.loss(&pick(self.windows, rows), mode)
-    }
-}
-
-impl Objective for TigerObjective<'_> {
-    fn lengths(&self) -> Vec<usize> {
-        self.samples.iter().map(|s| s.history.len()).collect()
+        self.samples.iter().map(|sample| sample.history.len()).collect()
     }
 
     fn targets(&self, rows: &[u32]) -> usize {
         rows.len()
     }
 
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        self.model.loss(&pick(self.samples, rows), mode)
-    }
-}
-
-impl Objective for SasRecObjective<'_> {
-    fn lengths(&self) -> Vec<usize> {
-        self.windows.iter().map(|w| w.items.len()).collect()
-    }
-
-    fn targets(&self, rows: &[u32]) -> usize {
-        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
-    }
-
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        self.model.loss(&pick(self.windows, rows), mode)
-    }
-}
-
-impl Objective for TwoTowerObjective<'_> {
-    fn lengths(&self) -> Vec<usize> {
-        self.windows.iter().map(|w| w.items.len()).collect()
-    }
-
-    fn targets(&self, rows: &[u32]) -> usize {
-        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
-    }
-
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        self.model.loss(&pick(self.windows, rows), mode)
-    }
-}
-
-impl Objective for HybridObjective<'_> {
-    fn lengths(&self) -> Vec<usize> {
-        self.windows.iter().map(|w| w.items.len()).collect()
-    }
-
-    fn targets(&self, rows: &[u32]) -> usize {
-        pick(self.windows, rows).iter().map(|w| w.targets()).sum()
-    }
-
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        self.model.loss(&pick(self.windows, rows), mode)
+    fn prepare(&self, rows: &[u32]) -> Result<Prepared<'a>> {
+        let (model, batch) = (self.model, self.model.prepare(&pick(self.samples, rows)));
+        Ok(Box::new(move |mode| model.batch_loss(batch, mode)))
     }
 }

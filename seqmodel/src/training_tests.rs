@@ -7,8 +7,8 @@ use crate::generative::Generative;
 use crate::nn::Parameters;
 use crate::rqt::{PackedRqt, Rqt, RqtConfig, RqtSession};
 use crate::tiger::{PackedTiger, Sample, Tiger, TigerConfig, TigerSession, samples};
-use crate::train::{EpochRecord, Identity, Objective, Stop, TrainConfig, Trainer, Validation};
-use crate::{ItemFeatures, LeaveOneOut, Query, Retriever, RqtObjective, SasRecObjective, TigerObjective};
+use crate::train::{EpochRecord, Identity, Objective, Prepared, Stop, TrainConfig, Trainer, Validation};
+use crate::{ItemFeatures, LeaveOneOut, Query, Retriever, SampleObjective, WindowObjective};
 use beam::Trie;
 use proptest::prelude::*;
 use rqvae::{CheckpointDir, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, Vectors, mix};
@@ -77,10 +77,10 @@ fn sasrec(seed: u64) -> (SasRec, Parameters) {
 }
 
 /// Every parameter receives a gradient that is not zero: candle's fused operations would cut it without a word.
-fn every_parameter_learns(objective: &dyn Objective, params: &Parameters) {
+fn every_parameter_learns(objective: &dyn Objective<Prepared<'_>>, params: &Parameters) {
     let rows: Vec<u32> = (0..objective.lengths().len() as u32).collect();
     let keys = StepKeys::new(&SeededRng::new(0), 0);
-    let grads = objective.loss(&rows, Mode::Train(&keys)).unwrap().backward().unwrap();
+    let grads = objective.prepare(&rows).unwrap()(Mode::Train(&keys)).unwrap().backward().unwrap();
     for (name, var) in params.all() {
         let grad = grads.get(&var).unwrap_or_else(|| panic!("no gradient for {name}"));
         let size = grad.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
@@ -95,11 +95,11 @@ fn gradients_reach_every_parameter() {
     let windows: Vec<Window> = windows(&split, 20);
     let samples = samples(&split, 20);
     let (model, params) = rqt(1);
-    every_parameter_learns(&RqtObjective { model: &model, windows: &windows }, &params);
+    every_parameter_learns(&WindowObjective { model: &model, windows: &windows }, &params);
     let (model, params) = guided_rqt(1);
-    every_parameter_learns(&RqtObjective { model: &model, windows: &windows }, &params);
+    every_parameter_learns(&WindowObjective { model: &model, windows: &windows }, &params);
     let (model, params) = tiger(1);
-    every_parameter_learns(&TigerObjective { model: &model, samples: &samples }, &params);
+    every_parameter_learns(&SampleObjective { model: &model, samples: &samples }, &params);
     for loss in [
         SasRecLoss::CrossEntropy,
         SasRecLoss::SampledSoftmax { negatives: 9 },
@@ -109,7 +109,7 @@ fn gradients_reach_every_parameter() {
         let params = Parameters::new(1);
         let config = SasRecConfig { dim: 16, loss, ..SasRecConfig::default() };
         let model = SasRec::new(&config, ITEMS as usize, &params.builder()).unwrap();
-        every_parameter_learns(&SasRecObjective { model: &model, windows: &windows }, &params);
+        every_parameter_learns(&WindowObjective { model: &model, windows: &windows }, &params);
     }
 }
 
@@ -305,10 +305,10 @@ fn sampled_negatives_stand_for_all_items() {
     assert!((mean / expected - 1.0).abs() < 0.02, "{mean} {expected}");
     assert!((0..5).any(|step| (value(&sampled, step) - expected).abs() > 1e-6), "nothing was drawn");
     let (small, params) = model(5);
-    let objective = RqtObjective { model: &small, windows: &windows };
+    let objective = WindowObjective { model: &small, windows: &windows };
     let keys = StepKeys::new(&SeededRng::new(0), 0);
     let all: Vec<u32> = (0..windows.len() as u32).collect();
-    let grads = objective.loss(&all, Mode::Train(&keys)).unwrap().backward().unwrap();
+    let grads = objective.prepare(&all).unwrap()(Mode::Train(&keys)).unwrap().backward().unwrap();
     for name in ["content.weight", "codes", "items"] {
         let size =
             grads.get(&params.all()[name]).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
@@ -367,14 +367,14 @@ fn train(
         trainer = trainer.with_checkpoints(dir, String::new());
     }
     let (steps, mut records) = (Cell::new(0), Vec::new());
-    let objective = RqtObjective { model: &model, windows: &windows };
+    let objective = WindowObjective { model: &model, windows: &windows };
     let outcome = trainer
         .run(
             &objective,
             resume,
             &mut || {
                 let all: Vec<u32> = (0..windows.len() as u32).collect();
-                let loss = f64::from(objective.loss(&all, Mode::Eval)?.to_scalar::<f32>()?);
+                let loss = f64::from(objective.prepare(&all)?(Mode::Eval)?.to_scalar::<f32>()?);
                 Ok(Validation { recall_at_10: 1.0 / loss, ndcg_at_10: 0.0 })
             },
             &mut |_, _, _| steps.set(steps.get() + 1),
@@ -445,7 +445,7 @@ fn micro_batches_add_up() {
             TrainConfig { batch_size: 64, micro_batch, max_epochs: 2, eval_every: 2, ..TrainConfig::default() };
         Trainer::new(&config, &params, Identity::default())
             .run(
-                &RqtObjective { model: &model, windows: &windows },
+                &WindowObjective { model: &model, windows: &windows },
                 false,
                 &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
                 &mut |_, _, _| {},
@@ -476,7 +476,7 @@ fn another_configuration_is_not_resumed() {
     let error = Trainer::new(&config, &params, other)
         .with_checkpoints(&dir, String::new())
         .run(
-            &RqtObjective { model: &model, windows: &windows },
+            &WindowObjective { model: &model, windows: &windows },
             true,
             &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
             &mut |_, _, _| {},

@@ -46,7 +46,7 @@ impl SeededRng {
 }
 
 /// Hands out one key per dropout site of a training step, in the order of the forward pass.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StepKeys {
     next: Cell<u64>,
 }
@@ -55,6 +55,11 @@ impl StepKeys {
     /// Keys of training step `step`.
     pub fn new(rng: &SeededRng, step: u64) -> Self {
         Self { next: Cell::new(rng.key("step", step)) }
+    }
+
+    /// Goes on where a copy of these keys, `ahead`, has come to.
+    pub fn follow(&self, ahead: &Self) {
+        self.next.set(ahead.next.get());
     }
 
     /// The next key.

@@ -37,6 +37,11 @@ pub fn windows(split: &LeaveOneOut, cap: usize) -> Vec<Window> {
     all
 }
 
+/// The `rows` of `all`.
+pub(crate) fn pick<'a, T>(all: &'a [T], rows: &[u32]) -> Vec<&'a T> {
+    rows.iter().map(|row| &all[*row as usize]).collect()
+}
+
 /// The batches of one epoch: a seeded shuffle, with windows of similar length brought together to save padding.
 #[derive(Debug)]
 pub struct Batches {

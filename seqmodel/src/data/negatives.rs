@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use candle_nn::init::Init;
 use rqvae::mix;
+use std::collections::HashMap;
 
 /// Items drawn for a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +30,19 @@ impl Negatives {
             expected: vec![each; draws],
             of_targets: vec![each; targets.len()],
         }
+    }
+
+    /// log(1 - Q(p)) - log N + log(all draws) of each target p, with Q a share of all draws and N those that are not p: what
+    /// the corrected form adds to the scores of all that was drawn.
+    pub fn offsets(&self, targets: &[u32]) -> Vec<f32> {
+        let draws = self.items.len();
+        let mut times: HashMap<u32, usize> = HashMap::new();
+        self.items.iter().for_each(|item| *times.entry(*item).or_default() += 1);
+        let offset = |(target, of_target): (&u32, &f32)| {
+            let others = (draws - times.get(target).copied().unwrap_or(0)).max(1) as f32;
+            ((1.0 - of_target / draws as f32).max(1e-6) * draws as f32 / others).ln()
+        };
+        targets.iter().zip(&self.of_targets).map(offset).collect()
     }
 
     /// The distinct targets of the batch and `draws` uniform ones besides. An item is expected with the share of batches

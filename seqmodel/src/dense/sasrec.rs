@@ -5,7 +5,7 @@
 //! Petrov and Macdonald 2023 (gSASRec, sec. 5) are options.
 //! Deviations: pre-norm blocks with RMS norm and relative position bias, as in the other models here.
 
-use crate::data::{Negatives, Window, preparing};
+use crate::data::{Negatives, Padded, Window};
 use crate::loss::{LogQ, projected_cross_entropy, sampled_softmax};
 use crate::nn::{
     AttentionShape, Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project, with_values,
@@ -152,40 +152,29 @@ impl SasRec {
         &self.config
     }
 
-    /// Padded histories of `seq` items each -> (batch * seq, dim).
-    fn states(&self, ids: Vec<u32>, seq: usize, mode: Mode) -> Result<Tensor> {
-        let dim = self.config.dim;
+    /// States of the histories at the places that are asked about -> (asked, dim).
+    fn states(&self, padded: &Padded, mode: Mode) -> Result<Tensor> {
+        let (dim, seq) = (self.config.dim, padded.seq);
+        let ids = padded.items.iter().map(|item| item.map_or(NO_ROW, |item| item.0)).collect();
         let x = (embedding_sum(&self.items, ids, 1)? * (dim as f64).sqrt())?.reshape(((), seq, dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.bias.forward(seq, seq)?;
         for block in &self.blocks {
             x = block.forward(&x, Some(&bias), &Keys::Causal, None, mode)?;
         }
-        Ok(self.norm.forward(&x)?.reshape(((), dim))?)
+        let places = Tensor::from_slice(&padded.positions, padded.positions.len(), &Device::Cpu)?;
+        Ok(self.norm.forward(&x)?.reshape(((), dim))?.index_select(&places, 0)?)
     }
 
     /// Mean loss over all positions that have a target.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
-        let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
-        let mut ids = vec![NO_ROW; windows.len() * seq];
-        let (mut positions, mut targets) = (Vec::new(), Vec::new());
-        preparing(|| {
-            for (i, window) in windows.iter().enumerate() {
-                for (t, pair) in window.items.windows(2).enumerate() {
-                    ids[i * seq + t] = pair[0].0;
-                    if t >= window.first_target {
-                        positions.push((i * seq + t) as u32);
-                        targets.push(pair[1].0);
-                    }
-                }
-            }
-        });
-        if targets.is_empty() {
-            return Err(Error::NoData { what: "training targets" });
-        }
-        let count = positions.len();
-        let states = self.states(ids, seq, mode)?;
-        let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
+        self.batch_loss(Padded::of_windows(windows)?, mode)
+    }
+
+    /// The loss of windows that were read before.
+    pub fn batch_loss(&self, batch: Padded, mode: Mode) -> Result<Tensor> {
+        let states = self.states(&batch, mode)?;
+        let targets = batch.targets;
         match self.config.loss {
             SasRecLoss::CrossEntropy => Ok(projected_cross_entropy(&states, &self.items, targets, 0.0)?),
             SasRecLoss::SampledSoftmax { negatives } => self.sampled(&states, &targets, negatives, mode),
@@ -200,7 +189,7 @@ impl SasRec {
     /// Softmax over the target and `negatives` drawn items.
     fn sampled(&self, states: &Tensor, targets: &[u32], negatives: usize, mode: Mode) -> Result<Tensor> {
         let items = self.items.dim(0)?;
-        let drawn = preparing(|| Negatives::uniform(items, targets, negatives, draw_key(mode)));
+        let drawn = Negatives::uniform(items, targets, negatives, draw_key(mode));
         let own = (states * embedding_sum(&self.items, targets.to_vec(), 1)?)?.sum(1)?;
         let others = project(states, &embedding_sum(&self.items, drawn.items.clone(), 1)?)?;
         sampled_softmax(&own, &others, targets, &drawn, LogQ::Corrected)
@@ -211,16 +200,14 @@ impl SasRec {
         let (count, dim, items) = (targets.len(), self.config.dim, self.items.dim(0)? as u64);
         let key = draw_key(mode);
         let mut rows = Vec::with_capacity(count * (1 + negatives));
-        preparing(|| {
-            for (at, target) in targets.iter().enumerate() {
-                rows.push(*target);
-                for n in 0..negatives {
-                    let draw = mix(key ^ mix((at * negatives + n) as u64)) % (items - 1).max(1);
-                    // All items but the target.
-                    rows.push(if draw >= u64::from(*target) { (draw + 1).min(items - 1) } else { draw } as u32);
-                }
+        for (at, target) in targets.iter().enumerate() {
+            rows.push(*target);
+            for n in 0..negatives {
+                let draw = mix(key ^ mix((at * negatives + n) as u64)) % (items - 1).max(1);
+                // All items but the target.
+                rows.push(if draw >= u64::from(*target) { (draw + 1).min(items - 1) } else { draw } as u32);
             }
-        });
+        }
         let rows = embedding_sum(&self.items, rows, 1)?.reshape((count, 1 + negatives, dim))?;
         let scores = rows.broadcast_mul(&states.unsqueeze(1)?)?.sum(2)?;
         let positive = (softplus(&scores.narrow(1, 0, 1)?.neg()?)? * beta)?.sum_all()?;
@@ -230,17 +217,8 @@ impl SasRec {
 
     /// Scores of all items after each history, which must not be empty -> (batch, items).
     pub fn scores(&self, histories: &[&[ItemIdx]]) -> Result<Tensor> {
-        let capped: Vec<_> = histories.iter().map(|h| &h[h.len().saturating_sub(self.config.history_cap)..]).collect();
-        let seq = capped.iter().map(|h| h.len()).max().unwrap_or(1).max(1);
-        let mut ids = vec![NO_ROW; capped.len() * seq];
-        for (row, history) in ids.chunks_exact_mut(seq).zip(&capped) {
-            for (slot, item) in row.iter_mut().zip(*history) {
-                *slot = item.0;
-            }
-        }
-        let last: Vec<u32> = capped.iter().enumerate().map(|(i, h)| (i * seq + h.len().max(1) - 1) as u32).collect();
-        let states = self.states(ids, seq, Mode::Eval)?;
-        Ok(project(&states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?, &self.items)?)
+        let padded = Padded::of_histories(histories, self.config.history_cap);
+        Ok(project(&self.states(&padded, Mode::Eval)?, &self.items)?)
     }
 }
 

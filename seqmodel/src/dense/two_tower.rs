@@ -8,7 +8,7 @@
 //! an item's embedding starts from zero and is dropped at random, so that new items are carried by their content.
 
 use super::{DenseIndex, IvfIndex};
-use crate::data::{ItemFrequency, Negatives, Padded, Window, preparing};
+use crate::data::{ItemFrequency, Negatives, Padded, Window};
 use crate::loss::{LogQ, sampled_softmax};
 use crate::nn::{
     AttentionShape, Block, FeedForward, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project,
@@ -213,9 +213,13 @@ impl TwoTower {
         self.histories(&Padded::of_histories(histories, self.config.history_cap), Mode::Eval)
     }
 
-    /// Mean loss over all positions that have a target; a training pass also counts the targets.
+    /// Mean loss over all positions that have a target.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
-        let padded = preparing(|| Padded::of_windows(windows))?;
+        self.batch_loss(&Padded::of_windows(windows)?, mode)
+    }
+
+    /// The loss of windows that were read before; a training pass also counts the targets.
+    pub fn batch_loss(&self, padded: &Padded, mode: Mode) -> Result<Tensor> {
         let targets = &padded.targets;
         let key = match mode {
             Mode::Train(keys) => {
@@ -227,14 +231,14 @@ impl TwoTower {
         };
         let drawn = if self.config.in_batch_negatives {
             let shares = self.frequency.shares()?;
-            preparing(|| Negatives::mixed(&shares, targets, self.config.uniform_negatives, key))
+            Negatives::mixed(&shares, targets, self.config.uniform_negatives, key)
         } else {
-            preparing(|| Negatives::uniform(self.features.len(), targets, self.config.uniform_negatives, key))
+            Negatives::uniform(self.features.len(), targets, self.config.uniform_negatives, key)
         };
         // One pass of the tower for targets and drawn items together.
         let rows: Vec<_> = targets.iter().chain(&drawn.items).map(|item| Some(ItemIdx(*item))).collect();
         let vectors = self.tower(&self.inputs(&rows, mode)?, mode)?;
-        let states = (self.histories(&padded, mode)? / self.config.temperature)?;
+        let states = (self.histories(padded, mode)? / self.config.temperature)?;
         let positive = (&states * vectors.narrow(0, 0, targets.len())?)?.sum(1)?;
         let negative = project(&states, &vectors.narrow(0, targets.len(), drawn.items.len())?)?;
         sampled_softmax(&positive, &negative, targets, &drawn, self.config.log_q)

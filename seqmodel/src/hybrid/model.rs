@@ -7,7 +7,7 @@ use super::{HybridConfig, Memory};
 use crate::baseline::Transitions;
 use crate::data::Window;
 use crate::retrieve::Scored;
-use crate::rqt::Rqt;
+use crate::rqt::{Rqt, RqtBatch};
 use crate::{Error, ItemFeatures, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
@@ -127,10 +127,18 @@ impl Hybrid {
         Ok(self.sample.to_vec2::<f32>()?.into_iter().map(known).filter(|history| !history.is_empty()).collect())
     }
 
+    /// What [`Hybrid::batch_loss`] learns from.
+    ///
+    /// # Errors
+    /// [`Error::NoData`] when no window has a target.
+    pub fn prepare(&self, windows: &[&Window]) -> Result<RqtBatch> {
+        self.rqt.prepare(windows)
+    }
+
     /// The loss of the generative part, weighted.
-    pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
+    pub fn batch_loss(&self, batch: RqtBatch, mode: Mode) -> Result<Tensor> {
         if self.config.generative_weight > 0.0 {
-            return Ok((self.rqt.loss(windows, mode)? * f64::from(self.config.generative_weight))?);
+            return Ok((self.rqt.batch_loss(batch, mode)? * f64::from(self.config.generative_weight))?);
         }
         Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?)
     }

@@ -2,6 +2,7 @@
 //! by what they are like, lists do not depend on who else is asked about.
 
 use super::{Hybrid, HybridConfig, HybridRetriever};
+use crate::LearnsWindows;
 use crate::data::{Histories, Window, windows};
 use crate::dense::{TwoTower, TwoTowerConfig, TwoTowerRetriever};
 use crate::loss::LogQ;
@@ -68,7 +69,7 @@ fn gradients_reach_what_learns_and_leave_what_is_counted() {
     let rows: Vec<&Window> = windows.iter().collect();
     let keys = StepKeys::new(&SeededRng::new(0), 0);
     let (hybrid, of_hybrid) = hybrid(0.1);
-    let mut found = vec![(hybrid.loss(&rows, Mode::Train(&keys)).unwrap(), of_hybrid, "rqt.", true)];
+    let mut found = vec![(hybrid.learn(&rows).unwrap()(Mode::Train(&keys)).unwrap(), of_hybrid, "rqt.", true)];
     for log_q in [LogQ::None, LogQ::Classic, LogQ::Corrected] {
         let (model, params) = towers(&TwoTowerConfig { log_q, ..TwoTowerConfig::default() });
         found.push((model.loss(&rows, Mode::Train(&keys)).unwrap(), params, "frequency.", false));

@@ -56,11 +56,8 @@ pub fn sampled_softmax(
         });
     }
     let mut shift = vec![0.0; rows * (1 + draws)];
-    for ((row, target), of_target) in shift.chunks_exact_mut(1 + draws).zip(targets).zip(&drawn.of_targets) {
-        let hits = drawn.items.iter().filter(|item| *item == target).count();
-        // log(1 - Q(p)) - log N + log(all draws), with Q a share of all draws and N those that are not the target.
-        let others = (draws - hits).max(1) as f32;
-        let offset = ((1.0 - of_target / draws as f32).max(1e-6) * draws as f32 / others).ln();
+    let rows_of = shift.chunks_exact_mut(1 + draws).zip(targets.iter().zip(&drawn.of_targets));
+    for ((row, (target, of_target)), offset) in rows_of.zip(drawn.offsets(targets)) {
         row[0] = if log_q == LogQ::Classic { -of_target.ln() } else { 0.0 };
         for ((shift, item), expected) in row[1..].iter_mut().zip(&drawn.items).zip(&drawn.expected) {
             *shift = match log_q {

@@ -26,14 +26,13 @@ impl RelativeBias {
     /// Bias of `queries` positions that end a sequence of `keys` positions -> (heads, queries, keys).
     pub fn forward(&self, queries: usize, keys: usize) -> Result<Tensor> {
         let heads = self.table.dim(1)?;
-        let offset = keys - queries;
-        let mut ids = Vec::with_capacity(queries * keys);
-        for query in 0..queries {
-            for key in 0..keys {
-                ids.push(self.bucket(key as i64 - (query + offset) as i64));
-            }
-        }
-        embedding_sum(&self.table, ids, 1)?.t()?.contiguous()?.reshape((heads, queries, keys))
+        embedding_sum(&self.table, self.buckets(queries, keys), 1)?.t()?.contiguous()?.reshape((heads, queries, keys))
+    }
+
+    /// Row of the table for each pair of query and key, of `queries` positions that end a sequence of `keys`.
+    pub(crate) fn buckets(&self, queries: usize, keys: usize) -> Vec<u32> {
+        let distance = |pair: usize| (pair % keys) as i64 - (pair / keys + keys - queries) as i64;
+        (0..queries * keys).map(|pair| self.bucket(distance(pair))).collect()
     }
 
     /// Bias of every distance from `-left` to `right`: -> (heads, left + right + 1).

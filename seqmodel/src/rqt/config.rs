@@ -139,7 +139,7 @@ impl RqtConfig {
         Ok(())
     }
 
-    pub(super) fn attention(&self) -> AttentionShape {
+    pub(crate) fn attention(&self) -> AttentionShape {
         AttentionShape {
             dim: self.dim,
             heads: self.heads,

@@ -6,11 +6,13 @@
 //! is dropped at random may join the codes at the input; a dense head may score whole items from the same state (as in
 //! LIGER, Yang et al. 2024, sec. 3) and guide the search; codes may compete among valid continuations only.
 
+mod batch;
 mod config;
 mod model;
 mod packed;
 mod session;
 
+pub use batch::RqtBatch;
 pub use config::RqtConfig;
 pub use model::{Encoded, Rqt};
 pub use packed::PackedRqt;

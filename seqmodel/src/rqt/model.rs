@@ -1,8 +1,8 @@
 //! The two transformers joined, and the teacher-forced loss.
 
-use super::RqtConfig;
+use super::{RqtBatch, RqtConfig};
 use crate::cuda::HistoryParts;
-use crate::data::{Negatives, Window, preparing};
+use crate::data::{Negatives, Padded, Window};
 use crate::items::ItemFeatures;
 use crate::loss::{LogQ, cross_entropy, projected_cross_entropy, sampled_softmax};
 use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
@@ -13,9 +13,6 @@ use candle_nn::VarBuilder;
 use candle_nn::init::Init;
 use rqvae::{ItemIdx, Mode, mix};
 use std::sync::Arc;
-
-/// Added to the logit of a code that is ruled out; its exponential is 0 in f32.
-const RULED_OUT: f32 = -1e4;
 
 /// Encoded histories.
 pub struct Encoded {
@@ -138,6 +135,16 @@ impl Rqt {
         (&self.decoder_codes, &self.decoder_norm, &self.heads)
     }
 
+    /// The IDs that codes compete within, where they do.
+    pub(super) fn valid(&self) -> Option<&Trie> {
+        self.valid.as_deref()
+    }
+
+    /// Bias of the history.
+    pub(crate) fn bias(&self) -> &RelativeBias {
+        &self.bias
+    }
+
     /// First row of each level in the tables of codes.
     pub(crate) fn level_starts(&self) -> &[u32] {
         &self.level_starts
@@ -152,19 +159,12 @@ impl Rqt {
     ///
     /// The history reads them, and the dense head scores against them.
     fn represent(&self, items: &[Option<ItemIdx>], mode: Mode) -> Result<Tensor> {
-        let levels = self.levels();
-        let mut ids = Vec::with_capacity(items.len() * levels);
-        for item in items {
-            match item {
-                Some(item) => {
-                    ids.extend(
-                        self.features.codes(*item).iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)),
-                    );
-                }
-                None => ids.extend(std::iter::repeat_n(NO_ROW, levels)),
-            }
-        }
-        let mut x = embedding_sum(&self.codes, ids, levels)?;
+        self.represent_codes(items, self.code_rows(items), mode)
+    }
+
+    /// The same, the rows of the items' codes given.
+    fn represent_codes(&self, items: &[Option<ItemIdx>], code_rows: Vec<u32>, mode: Mode) -> Result<Tensor> {
+        let mut x = embedding_sum(&self.codes, code_rows, self.levels())?;
         if let Some(content) = &self.content {
             x = (x + content.forward(&self.features.content(items)?)?)?;
         }
@@ -197,19 +197,22 @@ impl Rqt {
         Ok(self.input_norm.forward(&self.catalogue(Mode::Eval)?)?)
     }
 
-    /// Padded histories, `seq` items each -> (batch, seq, dim); position `t` has seen the items up to `t`.
-    fn history(&self, items: &[Option<ItemIdx>], seq: usize, mode: Mode) -> Result<Tensor> {
-        let x = self.input_norm.forward(&self.represent(items, mode)?)?.reshape(((), seq, self.config.dim))?;
+    /// Padded histories and the rows of their items' codes -> (batch * seq, dim); position `t` has seen the items up to
+    /// `t`.
+    fn history(&self, padded: &Padded, code_rows: Vec<u32>, mode: Mode) -> Result<Tensor> {
+        let (seq, dim) = (padded.seq, self.config.dim);
+        let x = self.represent_codes(&padded.items, code_rows, mode)?;
+        let x = self.input_norm.forward(&x)?.reshape(((), seq, dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.bias.forward(seq, seq)?;
         for block in &self.blocks {
             x = block.forward(&x, Some(&bias), &Keys::Causal, None, mode)?;
         }
-        Ok(self.history_norm.forward(&x)?)
+        Ok(self.history_norm.forward(&x)?.reshape(((), dim))?)
     }
 
     /// Rows of the item table, some left out in training.
-    fn item_rows(&self, items: &[Option<ItemIdx>], mode: Mode) -> Vec<u32> {
+    pub(crate) fn item_rows(&self, items: &[Option<ItemIdx>], mode: Mode) -> Vec<u32> {
         let key = match mode {
             Mode::Train(keys) => Some(keys.next_key()),
             Mode::Eval => None,
@@ -219,38 +222,37 @@ impl Rqt {
         items.iter().enumerate().map(|(i, item)| item.filter(|_| !dropped(i)).map_or(NO_ROW, |item| item.0)).collect()
     }
 
-    /// What the decoder attends to besides its input: rows of `states` (rows, dim) at `positions`, which count `seen`
-    /// states of their history each.
-    fn memory(&self, states: &Tensor, positions: &[u32], seen: &[usize]) -> Result<Option<(Tensor, Keys)>> {
-        let back = self.config.look_back;
+    /// Rows of the newest states that the decoder attends to at each place that `padded` asks about, and how many of them
+    /// there are: (asked * `look_back`,); `None` where it reads the state alone.
+    pub(crate) fn memory_rows(&self, padded: &Padded) -> Option<(Vec<u32>, Keys)> {
+        let back = self.config.look_back as u32;
         if back == 1 {
-            return Ok(None);
+            return None;
         }
+        let seen = |at: &u32| at % padded.seq as u32 + 1;
         // A history that is shorter repeats its oldest state behind the mask.
-        let rows =
-            positions.iter().zip(seen).flat_map(|(at, seen)| (0..back).map(move |i| at - i.min(seen - 1) as u32));
-        let rows = Tensor::from_vec(rows.collect(), positions.len() * back, &Device::Cpu)?;
-        let memory = states.index_select(&rows, 0)?.reshape((positions.len(), back, self.config.dim))?;
-        let exist = seen.iter().map(|seen| back.min(*seen) as u32).collect();
-        Ok(Some((memory, Keys::First(Arc::new(exist)))))
+        let rows = padded.positions.iter().flat_map(|at| (0..back).map(move |i| at - i.min(seen(at) - 1))).collect();
+        let exist = padded.positions.iter().map(|at| seen(at).min(back)).collect();
+        Some((rows, Keys::First(Arc::new(exist))))
+    }
+
+    /// States (batch * seq, dim) at the places that `padded` asks about, and what the decoder attends to besides.
+    fn asked(&self, states: &Tensor, padded: &Padded) -> Result<Encoded> {
+        let pick = |rows: Vec<u32>| -> Result<Tensor> {
+            let count = rows.len();
+            Ok(states.index_select(&Tensor::from_vec(rows, count, &Device::Cpu)?, 0)?)
+        };
+        let memory = match self.memory_rows(padded) {
+            Some((rows, keys)) => Some((pick(rows)?.reshape(((), self.config.look_back, self.config.dim))?, keys)),
+            None => None,
+        };
+        Ok(Encoded { states: pick(padded.positions.clone())?, memory })
     }
 
     /// Reads histories, which must not be empty.
     pub fn encode(&self, histories: &[&[ItemIdx]]) -> Result<Encoded> {
-        let capped: Vec<_> = histories.iter().map(|h| &h[h.len().saturating_sub(self.config.history_cap)..]).collect();
-        let seq = capped.iter().map(|h| h.len()).max().unwrap_or(1).max(1);
-        let mut items = vec![None; capped.len() * seq];
-        for (row, history) in items.chunks_exact_mut(seq).zip(&capped) {
-            for (slot, item) in row.iter_mut().zip(*history) {
-                *slot = Some(*item);
-            }
-        }
-        let states = self.history(&items, seq, Mode::Eval)?.reshape(((), self.config.dim))?;
-        let seen: Vec<usize> = capped.iter().map(|h| h.len().max(1)).collect();
-        let last: Vec<u32> = seen.iter().enumerate().map(|(i, seen)| (i * seq + seen - 1) as u32).collect();
-        let memory = self.memory(&states, &last, &seen)?;
-        let states = states.index_select(&Tensor::from_vec(last, capped.len(), &Device::Cpu)?, 0)?;
-        Ok(Encoded { states, memory })
+        let padded = Padded::of_histories(histories, self.config.history_cap);
+        self.asked(&self.history(&padded, self.code_rows(&padded.items), Mode::Eval)?, &padded)
     }
 
     /// First decoder input of each row: (rows, dim) -> (rows, 1, dim).
@@ -269,24 +271,8 @@ impl Rqt {
         Ok(project(&self.decoder_norm.forward(x)?, &self.heads[level])?)
     }
 
-    /// What is added to the logits of `level` so that codes which lead from the targets' prefixes to no item are out:
-    /// -> (targets, codes of the level).
-    fn ruled_out(&self, trie: &Trie, level: usize, targets: &[ItemIdx]) -> Result<Tensor> {
-        let width = self.features.spec().codes_at(level) as usize;
-        let mask = preparing(|| {
-            let mut mask = vec![RULED_OUT; targets.len() * width];
-            for (row, target) in mask.chunks_exact_mut(width).zip(targets) {
-                if let Some(node) = trie.find(&self.features.codes(*target)[..level]) {
-                    trie.children(level, node).0.iter().for_each(|code| row[usize::from(code)] = 0.0);
-                }
-            }
-            mask
-        });
-        Ok(Tensor::from_vec(mask, (targets.len(), width), &Device::Cpu)?)
-    }
-
     /// Cross-entropy of the targets among all items by the dense head, where there is one.
-    fn dense_loss(&self, states: &Tensor, targets: &[ItemIdx], mode: Mode) -> Result<Option<Tensor>> {
+    fn dense_loss(&self, states: &Tensor, targets: &[u32], mode: Mode) -> Result<Option<Tensor>> {
         if self.config.dense_weight == 0.0 {
             return Ok(None);
         }
@@ -295,72 +281,48 @@ impl Rqt {
         }
         let rate = self.config.dense_dropout;
         let table = dropout(&self.catalogue(mode)?, rate, mode)?;
-        let rows = targets.iter().map(|target| target.0).collect();
         let states = dropout(states, rate, mode)?;
-        let loss = projected_cross_entropy(&states, &table, rows, self.config.label_smoothing)?;
+        let loss = projected_cross_entropy(&states, &table, targets.to_vec(), self.config.label_smoothing)?;
         Ok(Some((loss * f64::from(self.config.dense_weight))?))
     }
 
     /// The dense loss by uniform draws: each target against the same drawn items, see [`sampled_softmax`].
-    fn sampled_dense_loss(&self, states: &Tensor, targets: &[ItemIdx], mode: Mode) -> Result<Tensor> {
+    fn sampled_dense_loss(&self, states: &Tensor, targets: &[u32], mode: Mode) -> Result<Tensor> {
         let key = match mode {
             Mode::Train(keys) => keys.next_key(),
             // A fixed draw, so that losses of one model are comparable.
             Mode::Eval => 0,
         };
-        let ids: Vec<u32> = targets.iter().map(|item| item.0).collect();
-        let drawn = preparing(|| Negatives::uniform(self.features.len(), &ids, self.config.dense_negatives, key));
-        let rows: Vec<_> = ids.iter().chain(&drawn.items).map(|item| Some(ItemIdx(*item))).collect();
+        let drawn = Negatives::uniform(self.features.len(), targets, self.config.dense_negatives, key);
+        let rows: Vec<_> = targets.iter().chain(&drawn.items).map(|item| Some(ItemIdx(*item))).collect();
         let rate = self.config.dense_dropout;
         let table = dropout(&self.represent(&rows, mode)?, rate, mode)?;
         let states = dropout(states, rate, mode)?;
-        let own = (&states * table.narrow(0, 0, ids.len())?)?.sum(1)?;
-        let others = self.dense_scores(&states, &table.narrow(0, ids.len(), drawn.items.len())?)?;
-        sampled_softmax(&own, &others, &ids, &drawn, LogQ::Corrected)
+        let own = (&states * table.narrow(0, 0, targets.len())?)?.sum(1)?;
+        let others = self.dense_scores(&states, &table.narrow(0, targets.len(), drawn.items.len())?)?;
+        sampled_softmax(&own, &others, targets, &drawn, LogQ::Corrected)
     }
 
     /// Mean over targets of the summed cross-entropy of their codes and of the dense loss, each by its weight.
     pub fn loss(&self, windows: &[&Window], mode: Mode) -> Result<Tensor> {
-        let (levels, dim) = (self.levels(), self.config.dim);
-        let seq = windows.iter().map(|w| w.items.len() - 1).max().unwrap_or(0);
-        let mut items = vec![None; windows.len() * seq];
-        let (mut positions, mut seen, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-        preparing(|| {
-            for (i, window) in windows.iter().enumerate() {
-                for (t, pair) in window.items.windows(2).enumerate() {
-                    items[i * seq + t] = Some(pair[0]);
-                    if t >= window.first_target {
-                        positions.push((i * seq + t) as u32);
-                        seen.push(t + 1);
-                        targets.push(pair[1]);
-                    }
-                }
-            }
-        });
-        if targets.is_empty() {
-            return Err(Error::NoData { what: "training targets" });
-        }
-        let states = self.history(&items, seq, mode)?.reshape(((), dim))?;
-        let count = targets.len();
-        let memory = self.memory(&states, &positions, &seen)?;
-        let states = states.index_select(&Tensor::from_vec(positions, count, &Device::Cpu)?, 0)?;
-        let mut loss = self.dense_loss(&states, &targets, mode)?;
+        self.batch_loss(self.prepare(windows)?, mode)
+    }
+
+    /// The loss of what [`Rqt::prepare`] made.
+    pub fn batch_loss(&self, batch: RqtBatch, mode: Mode) -> Result<Tensor> {
+        let (levels, dim, count) = (self.levels(), self.config.dim, batch.padded.targets.len());
+        let states = self.history(&batch.padded, batch.history_codes, mode)?;
+        let Encoded { states, memory } = self.asked(&states, &batch.padded)?;
+        let mut loss = self.dense_loss(&states, &batch.padded.targets, mode)?;
         if self.config.code_weight == 0.0 {
             return loss.ok_or(Error::NoData { what: "losses of a weight above 0" });
         }
 
         // The decoder reads the state, then the codes but the last; output `l` predicts code `l`. Each level has rows
         // of its own in the table, so an embedding also says which level it belongs to.
-        let mut ids = Vec::with_capacity(count * (levels - 1));
-        preparing(|| {
-            for target in &targets {
-                let codes = &self.features.codes(*target)[..levels - 1];
-                ids.extend(codes.iter().zip(&self.level_starts).map(|(c, s)| s + u32::from(*c)));
-            }
-        });
         let start = self.bridge.forward(&states)?.unsqueeze(1)?;
         let x = if levels > 1 {
-            let codes = embedding_sum(&self.decoder_codes, ids, 1)?.reshape((count, levels - 1, dim))?;
+            let codes = embedding_sum(&self.decoder_codes, batch.inputs, 1)?.reshape((count, levels - 1, dim))?;
             Tensor::cat(&[&start, &codes], 1)?
         } else {
             start
@@ -371,14 +333,12 @@ impl Rqt {
             let memory = kv.as_ref().zip(memory.as_ref()).map(|(kv, (_, keys))| (kv, keys));
             x = block.forward(&x, None, &Keys::Causal, memory, mode)?;
         }
-        for level in 0..levels {
+        for (level, targets) in batch.levels.into_iter().enumerate() {
             let mut logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
-            if let Some(trie) = &self.valid {
-                logits = (logits + self.ruled_out(trie, level, &targets)?)?;
+            if let Some(mask) = targets.ruled_out {
+                logits = (&logits + Tensor::from_vec(mask, logits.shape(), &Device::Cpu)?)?;
             }
-            let code = |target: &ItemIdx| u32::from(self.features.codes(*target)[level]);
-            let codes = preparing(|| targets.iter().map(code).collect());
-            let mut term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
+            let mut term = cross_entropy(&logits, targets.codes, self.config.label_smoothing)?;
             let weight = self.config.code_weight * self.config.level_weights.get(level).copied().unwrap_or(1.0);
             if weight != 1.0 {
                 term = (term * f64::from(weight))?;

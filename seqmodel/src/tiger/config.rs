@@ -79,7 +79,7 @@ impl TigerConfig {
         Ok(())
     }
 
-    pub(super) fn attention(&self) -> AttentionShape {
+    pub(crate) fn attention(&self) -> AttentionShape {
         AttentionShape {
             dim: self.dim,
             heads: self.heads,

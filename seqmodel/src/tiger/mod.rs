@@ -5,11 +5,13 @@
 //! Deviations: logits are taken per level; user tokens are an option (they move ndcg, not recall, in the paper's own
 //! ablation), and a request that does not say who asks is read without one.
 
+mod batch;
 mod config;
 mod model;
 mod packed;
 mod session;
 
+pub use batch::TigerBatch;
 pub use config::TigerConfig;
 pub use model::{Sample, Tiger, samples};
 pub use packed::PackedTiger;

@@ -1,16 +1,16 @@
 //! Encoder and decoder joined, and the teacher-forced loss.
 
-use super::TigerConfig;
-use crate::data::{History, LeaveOneOut, UserHash, preparing};
+use super::batch::HistoryTokens;
+use super::{TigerBatch, TigerConfig};
+use crate::data::{History, LeaveOneOut, UserHash};
 use crate::items::ItemFeatures;
 use crate::loss::cross_entropy;
-use crate::nn::{Block, Keys, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
+use crate::nn::{Block, Keys, RelativeBias, RmsNorm, dropout, embedding_sum, project};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use candle_nn::init::Init;
 use rqvae::{ItemIdx, Mode, mix};
-use std::sync::Arc;
 
 /// One training sample: what a user had seen, and what came next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +102,11 @@ impl Tiger {
         &self.config
     }
 
+    /// The catalogue it reads.
+    pub fn features(&self) -> &ItemFeatures {
+        &self.features
+    }
+
     /// Levels per ID, suffix included.
     pub fn levels(&self) -> usize {
         self.level_starts.len() - 1
@@ -149,11 +154,11 @@ impl Tiger {
         user + self.config.history_cap * (self.levels() + usize::from(self.config.separator))
     }
 
-    fn start_token(&self) -> u32 {
+    pub(super) fn start_token(&self) -> u32 {
         self.level_starts[self.levels()] + 1
     }
 
-    fn item_tokens(&self, item: ItemIdx) -> impl Iterator<Item = u32> {
+    pub(super) fn item_tokens(&self, item: ItemIdx) -> impl Iterator<Item = u32> {
         self.features.codes(item).iter().zip(&self.level_starts).map(|(code, start)| start + u32::from(*code))
     }
 
@@ -174,17 +179,12 @@ impl Tiger {
 
     /// Histories, which must not be empty, -> their encoder states.
     pub fn encode(&self, histories: &[History], mode: Mode) -> Result<Encoded> {
-        let (ids, lengths, seq) = preparing(|| {
-            let rows: Vec<Vec<u32>> = histories.iter().map(|history| self.history_tokens(*history)).collect();
-            let seq = rows.iter().map(Vec::len).max().unwrap_or(1).max(1);
-            let mut ids = vec![NO_ROW; rows.len() * seq];
-            for (slots, row) in ids.chunks_exact_mut(seq).zip(&rows) {
-                slots[..row.len()].copy_from_slice(row);
-            }
-            (ids, rows.iter().map(|row| row.len() as u32).collect(), seq)
-        });
-        let keys = Keys::First(Arc::new(lengths));
-        let x = embedding_sum(&self.tokens, ids, 1)?.reshape((histories.len(), seq, self.config.dim))?;
+        self.encode_tokens(self.tokens_of(histories), mode)
+    }
+
+    fn encode_tokens(&self, histories: HistoryTokens, mode: Mode) -> Result<Encoded> {
+        let HistoryTokens { tokens, seq, keys } = histories;
+        let x = embedding_sum(&self.tokens, tokens, 1)?.reshape(((), seq, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.encoder_bias.forward(seq, seq)?;
         for block in &self.encoder {
@@ -219,13 +219,14 @@ impl Tiger {
 
     /// Mean over samples of the summed cross-entropy of the target's codes.
     pub fn loss(&self, samples: &[&Sample], mode: Mode) -> Result<Tensor> {
+        self.batch_loss(self.prepare(samples), mode)
+    }
+
+    /// The loss of what [`Tiger::prepare`] made.
+    pub fn batch_loss(&self, batch: TigerBatch, mode: Mode) -> Result<Tensor> {
         let levels = self.levels();
-        let histories: Vec<_> = samples.iter().map(|s| s.read()).collect();
-        let memory = self.encode(&histories, mode)?;
-        let input =
-            |s: &&Sample| std::iter::once(self.start_token()).chain(self.item_tokens(s.target).take(levels - 1));
-        let ids = preparing(|| samples.iter().flat_map(input).collect());
-        let x = embedding_sum(&self.tokens, ids, 1)?.reshape((samples.len(), levels, self.config.dim))?;
+        let memory = self.encode_tokens(batch.histories, mode)?;
+        let x = embedding_sum(&self.tokens, batch.inputs, 1)?.reshape(((), levels, self.config.dim))?;
         let mut x = dropout(&x, self.config.dropout, mode)?;
         let bias = self.decoder_bias.forward(levels, levels)?;
         for block in &self.decoder {
@@ -234,10 +235,8 @@ impl Tiger {
         }
         let x = dropout(&x, self.config.dropout, mode)?;
         let mut loss: Option<Tensor> = None;
-        for level in 0..levels {
+        for (level, codes) in batch.targets.into_iter().enumerate() {
             let logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
-            let code = |s: &&Sample| u32::from(self.features.codes(s.target)[level]);
-            let codes = preparing(|| samples.iter().map(code).collect());
             let term = cross_entropy(&logits, codes, self.config.label_smoothing)?;
             loss = Some(match loss {
                 Some(loss) => (loss + term)?,
@@ -255,6 +254,7 @@ mod tests {
     use crate::nn::Parameters;
     use crate::tiger::TigerSession;
     use rqvae::{SidSpec, SidTable};
+    use std::sync::Arc;
 
     fn tiger(user_tokens: usize) -> (Tiger, Parameters) {
         let spec = SidSpec { codebook_sizes: vec![5, 7], suffix_size: Some(2) };

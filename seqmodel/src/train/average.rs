@@ -22,10 +22,10 @@ impl Average {
     /// Takes in the weights after `step`; early steps weigh more, so that the first weights are forgotten. What does not
     /// change keeps its bits: counts and names are among the parameters.
     pub(super) fn update(&mut self, params: &Parameters, step: u64) -> Result<()> {
-        let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
+        let towards = average_step(self.decay, step);
         for (name, var) in params.all() {
             if let Some(average) = self.weights.get_mut(&name) {
-                let step = ((var.as_tensor() - &*average)? * (1.0 - decay))?;
+                let step = ((var.as_tensor() - &*average)? * towards)?;
                 *average = (&*average + step)?.detach();
             }
         }
@@ -38,6 +38,11 @@ impl Average {
         params.assign(&self.weights.clone().into_iter().collect())?;
         Ok(trained)
     }
+}
+
+/// How far an average of `decay` goes towards the weights after `step`; early steps go further.
+pub(crate) fn average_step(decay: f64, step: u64) -> f64 {
+    1.0 - decay.min((1.0 + step as f64) / (10.0 + step as f64))
 }
 
 #[cfg(test)]

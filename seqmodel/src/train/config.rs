@@ -132,7 +132,8 @@ impl TrainConfig {
         }
     }
 
-    pub(super) fn adamw(&self) -> AdamWConfig {
+    /// Numbers of the optimiser.
+    pub fn adamw(&self) -> AdamWConfig {
         AdamWConfig { weight_decay: self.weight_decay, clip_norm: self.clip_norm, ..AdamWConfig::default() }
     }
 }

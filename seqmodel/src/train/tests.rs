@@ -1,13 +1,13 @@
 //! What stops a run, on a model of twelve numbers.
 
-use super::{EpochRecord, Identity, Objective, OnNonFinite, Outcome, Stop, TrainConfig, Trainer, Validation};
+use super::{EpochRecord, Identity, Objective, OnNonFinite, Outcome, Prepared, Stop, TrainConfig, Trainer, Validation};
 use crate::nn::Parameters;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::init::Init;
-use rqvae::{CheckpointDir, Mode};
-use std::cell::Cell;
+use rqvae::CheckpointDir;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Where a bad number comes from.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,10 +24,10 @@ const STEP: u64 = 37;
 struct Distance {
     weight: Var,
     poison: Poison,
-    step: Cell<u64>,
+    step: AtomicU64,
 }
 
-impl Objective for Distance {
+impl<'a> Objective<Prepared<'a>> for &'a Distance {
     fn lengths(&self) -> Vec<usize> {
         vec![1; 50]
     }
@@ -36,13 +36,20 @@ impl Objective for Distance {
         rows.len()
     }
 
-    fn loss(&self, rows: &[u32], _: Mode) -> Result<Tensor> {
-        let step = self.step.replace(self.step.get() + 1);
+    fn prepare(&self, rows: &[u32]) -> Result<Prepared<'a>> {
+        let goal = f64::from(rows.iter().sum::<u32>()) / rows.len() as f64;
+        let this: &'a Distance = self;
+        Ok(Box::new(move |_| this.loss(goal)))
+    }
+}
+
+impl Distance {
+    fn loss(&self, goal: f64) -> Result<Tensor> {
+        let step = self.step.fetch_add(1, Relaxed);
         let bad = if step == STEP { self.poison } else { Poison::Nothing };
         if bad == Poison::Weight {
             self.weight.set(&Tensor::full(f32::INFINITY, self.weight.shape(), &Device::Cpu)?)?;
         }
-        let goal = f64::from(rows.iter().sum::<u32>()) / rows.len() as f64;
         let loss = (self.weight.as_tensor() - goal)?.sqr()?.mean_all()?;
         Ok(match bad {
             Poison::Loss => (loss * f64::INFINITY)?,
@@ -61,15 +68,15 @@ fn config() -> TrainConfig {
 fn run(poison: Poison, dir: &Path, stop: u64) -> (Vec<f32>, Result<Outcome>) {
     let params = Parameters::new(3);
     params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
-    let objective = Distance { weight: params.all()["weight"].clone(), poison, step: Cell::new(0) };
+    let objective = Distance { weight: params.all()["weight"].clone(), poison, step: AtomicU64::new(0) };
     let dir = CheckpointDir::create(dir).unwrap();
     let outcome = Trainer::new(&config(), &params, Identity::default()).with_checkpoints(&dir, String::new()).run(
-        &objective,
+        &&objective,
         false,
         &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
         &mut |_, _, _| {},
         &mut |_| Ok(()),
-        &|| objective.step.get() >= stop,
+        &|| objective.step.load(Relaxed) >= stop,
     );
     (params.all()["weight"].flatten_all().unwrap().to_vec1().unwrap(), outcome)
 }
@@ -107,17 +114,17 @@ fn weights_that_are_not_finite_are_never_written() {
     let params = Parameters::new(3);
     params.builder().get_with_hints(4, "weight", Init::Const(1.0)).unwrap();
     let weight = params.all()["weight"].clone();
-    let objective = Distance { weight: weight.clone(), poison: Poison::Nothing, step: Cell::new(0) };
+    let objective = Distance { weight: weight.clone(), poison: Poison::Nothing, step: AtomicU64::new(0) };
     let interrupted = |at: u64, value: f32| {
         weight.set(&Tensor::full(value, 4, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
-        objective.step.set(0);
+        objective.step.store(0, Relaxed);
         Trainer::new(&config(), &params, Identity::default()).with_checkpoints(&dir, String::new()).run(
-            &objective,
+            &&objective,
             false,
             &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
             &mut |_, _, _| {},
             &mut |_| Ok(()),
-            &|| objective.step.get() >= at,
+            &|| objective.step.load(Relaxed) >= at,
         )
     };
     interrupted(3, 1.0).unwrap();
@@ -133,19 +140,23 @@ struct Gaps<'a> {
     bad: &'a [u64],
 }
 
-impl Objective for Gaps<'_> {
+impl<'a> Objective<Prepared<'a>> for &'a Gaps<'_> {
     fn lengths(&self) -> Vec<usize> {
-        self.inner.lengths()
+        (&self.inner).lengths()
     }
 
     fn targets(&self, rows: &[u32]) -> usize {
         rows.len()
     }
 
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        let bad = self.bad.contains(&self.inner.step.get());
-        let loss = self.inner.loss(rows, mode)?;
-        Ok(if bad { (loss * f64::NAN)? } else { loss })
+    fn prepare(&self, rows: &[u32]) -> Result<Prepared<'a>> {
+        let this: &'a Gaps = self;
+        let inner = (&this.inner).prepare(rows)?;
+        Ok(Box::new(move |mode| {
+            let bad = this.bad.contains(&this.inner.step.load(Relaxed));
+            let loss = inner(mode)?;
+            Ok(if bad { (loss * f64::NAN)? } else { loss })
+        }))
     }
 }
 
@@ -154,10 +165,11 @@ fn bad_steps_are_left_out_three_in_a_row_at_most_and_counted() {
     let run = |bad: &[u64], on_nonfinite| {
         let params = Parameters::new(3);
         params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
-        let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: Cell::new(0) };
+        let inner =
+            Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: AtomicU64::new(0) };
         let mut records: Vec<EpochRecord> = Vec::new();
         let outcome = Trainer::new(&TrainConfig { on_nonfinite, ..config() }, &params, Identity::default()).run(
-            &Gaps { inner, bad },
+            &&Gaps { inner, bad },
             false,
             &mut || Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 }),
             &mut |_, _, _| {},
@@ -195,11 +207,11 @@ fn told(
     let dir = CheckpointDir::create(dir).unwrap();
     let params = Parameters::new(3);
     params.builder().get_with_hints((3, 4), "weight", Init::Randn { mean: 0.0, stdev: 1.0 }).unwrap();
-    let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: Cell::new(0) };
-    let (mut records, asked): (Vec<EpochRecord>, _) = (Vec::new(), Cell::new(0));
+    let inner = Distance { weight: params.all()["weight"].clone(), poison: Poison::Nothing, step: AtomicU64::new(0) };
+    let (mut records, asked): (Vec<EpochRecord>, _) = (Vec::new(), AtomicU64::new(0));
     let trainer = Trainer::new(config, &params, Identity::default()).with_checkpoints(&dir, String::new());
     let mut validate = || {
-        let at = asked.replace(asked.get() + 1).min(figures.len() - 1);
+        let at = (asked.fetch_add(1, Relaxed) as usize).min(figures.len() - 1);
         Ok(Validation { recall_at_10: figures[at], ndcg_at_10: 0.0 })
     };
     let mut record = |record: &EpochRecord| {
@@ -207,7 +219,7 @@ fn told(
         Ok(())
     };
     let objective = Slow { inner, pause };
-    let outcome = trainer.run(&objective, resume, &mut validate, &mut |_, _, _| {}, &mut record, &|| false).unwrap();
+    let outcome = trainer.run(&&objective, resume, &mut validate, &mut |_, _, _| {}, &mut record, &|| false).unwrap();
     let weights = params.all()["weight"].flatten_all().unwrap().to_vec1().unwrap();
     let told = records.iter().map(|r| (r.epoch, r.step, r.loss.to_bits(), r.cut, r.val.is_some())).collect();
     (outcome, weights, told)
@@ -259,19 +271,23 @@ struct Slow {
     pause: u64,
 }
 
-impl Objective for Slow {
+impl<'a> Objective<Prepared<'a>> for &'a Slow {
     fn lengths(&self) -> Vec<usize> {
-        self.inner.lengths()
+        (&self.inner).lengths()
     }
 
     fn targets(&self, rows: &[u32]) -> usize {
         rows.len()
     }
 
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor> {
-        if self.inner.step.get() == self.pause {
-            std::thread::sleep(std::time::Duration::from_millis(3100));
-        }
-        self.inner.loss(rows, mode)
+    fn prepare(&self, rows: &[u32]) -> Result<Prepared<'a>> {
+        let this: &'a Slow = self;
+        let inner = (&this.inner).prepare(rows)?;
+        Ok(Box::new(move |mode| {
+            if this.inner.step.load(Relaxed) == this.pause {
+                std::thread::sleep(std::time::Duration::from_millis(3100));
+            }
+            inner(mode)
+        }))
     }
 }

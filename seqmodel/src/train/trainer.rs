@@ -1,18 +1,17 @@
-//! The loop: next batch, loss, backward, clip, step; validate, save, stop early; resume to the same bits.
+//! The loop: next batch, made while the last step ran, loss, backward, clip, step; validate, save, stop early; resume to the same bits.
 //!
 //! Shuffles are keyed by (seed, epoch) and dropout by (seed, step), so the state of a run is its weights, its moments
 //! and a handful of counters.
 
-use super::average::Average;
+use super::engine::{Engine, HostEngine};
 use super::record::RunState;
 use super::{Diagnosis, EpochRecord, Identity, OnNonFinite, Outcome, Select, Stop, TrainConfig, Validation};
-use crate::data::{Batches, preparing};
+use crate::data::{Batches, ahead};
 use crate::nn::{Parameters, load_parameters, save_parameters};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
-use rqvae::{AdamW, Checkpoint, CheckpointDir, Mode, SeededRng, StepKeys};
-use std::collections::HashMap;
+use rqvae::{Checkpoint, CheckpointDir, Mode, SeededRng, StepKeys};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 /// Weights to use, in a checkpoint.
@@ -23,16 +22,37 @@ const TRAINED: &str = "trained.safetensors";
 /// Steps in a row that may be left out, where such are.
 const MOST_SKIPPED: u64 = 3;
 
-/// One way to turn rows of training data into a scalar loss; the trainer knows nothing else about a model.
-pub trait Objective {
+/// What is left to do with a batch that was made: its loss, of the parameters as they are then.
+pub type Prepared<'a> = Box<dyn FnOnce(Mode<'_>) -> Result<Tensor> + Send + 'a>;
+
+/// One way to turn rows of training data into batches of kind `B`, which an [`Engine`] learns from; the trainer knows
+/// nothing else about a model.
+pub trait Objective<B>: Sync {
     /// Length of every training sample; batches bring similar lengths together.
     fn lengths(&self) -> Vec<usize>;
 
     /// Number of targets that the mean loss of `rows` is taken over.
     fn targets(&self, rows: &[u32]) -> usize;
 
-    /// Loss of the samples `rows`.
-    fn loss(&self, rows: &[u32], mode: Mode) -> Result<Tensor>;
+    /// Makes a batch of the samples `rows`. Happens some steps ahead on a thread of its own, so it must not read what a
+    /// step changes.
+    fn prepare(&self, rows: &[u32]) -> Result<B>;
+}
+
+/// A batch, ready for its step.
+struct Batch<B> {
+    rows: Vec<u32>,
+    /// In one part, or in several that take less memory, each with its share of the targets.
+    parts: Vec<(f64, B)>,
+}
+
+impl<B> Batch<B> {
+    fn new(objective: &dyn Objective<B>, rows: &[u32], micro_batch: usize) -> Result<Self> {
+        let size = if micro_batch == 0 { rows.len() } else { micro_batch };
+        let all = objective.targets(rows) as f64;
+        let part = |part: &[u32]| Ok((objective.targets(part) as f64 / all, objective.prepare(part)?));
+        Ok(Self { rows: rows.to_vec(), parts: rows.chunks(size.max(1)).map(part).collect::<Result<_>>()? })
+    }
 }
 
 /// A training run.
@@ -57,7 +77,21 @@ impl<'a> Trainer<'a> {
         self
     }
 
-    /// Runs to the end, from the latest checkpoint when `resume` is set and there is one.
+    /// Runs to the end on the processor: see [`Trainer::run_on`].
+    pub fn run<'p>(
+        &self,
+        objective: &dyn Objective<Prepared<'p>>,
+        resume: bool,
+        validate: &mut dyn FnMut() -> Result<Validation>,
+        observe: &mut dyn FnMut(u64, u64, f64),
+        record: &mut dyn FnMut(&EpochRecord) -> Result<()>,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        let mut engine = HostEngine::new(self.config, self.params)?;
+        self.run_on(&mut engine, objective, resume, validate, observe, record, interrupted)
+    }
+
+    /// Runs to the end, from the latest checkpoint when `resume` is set and there is one. `engine` takes the steps.
     ///
     /// `validate` looks at the current parameters; `observe` gets (steps of this epoch, steps per epoch, loss) after a
     /// step; `record` one record an epoch, and one of an epoch that the time limit cut; `interrupted` is asked before each
@@ -66,9 +100,11 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`Error::NonFinite`] before anything is updated, under [`OnNonFinite::Skip`] at the fourth such step in a row;
     /// [`Error::Mismatch`] when the checkpoint is of another run.
-    pub fn run(
+    #[expect(clippy::too_many_arguments, reason = "one call per run; each argument is a thing of its own")]
+    pub fn run_on<B: Send>(
         &self,
-        objective: &dyn Objective,
+        engine: &mut dyn Engine<B>,
+        objective: &dyn Objective<B>,
         resume: bool,
         validate: &mut dyn FnMut() -> Result<Validation>,
         observe: &mut dyn FnMut(u64, u64, f64),
@@ -81,127 +117,121 @@ impl<'a> Trainer<'a> {
             return Err(Error::NoData { what: "training samples" });
         }
         let rng = SeededRng::new(self.config.seed);
-        let mut optim = AdamW::new(self.params.all(), self.config.adamw());
         let mut state = RunState { identity: self.identity.clone(), ..RunState::default() };
-        if resume && let Some(saved) = self.restore(&mut optim)? {
+        if resume && let Some(saved) = self.restore(engine)? {
             state = saved;
-        }
-        let mut average = Average::new(self.config.ema_decay, self.params)?;
-        if state.step > 0
-            && let Some((latest, average)) = self.latest()?.zip(average.as_mut())
-        {
-            average.weights = load_parameters(&latest.read(WEIGHTS)?, &latest.file(WEIGHTS))?.into_iter().collect();
         }
         let mut best_weights = None;
         let (began, before) = (Instant::now(), state.seconds);
-        let stop = loop {
-            if let Some(stop) = self.ended(&state) {
-                break stop;
-            }
-            let batches = preparing(|| Batches::new(&lengths, self.config.batch_size, &rng, state.epoch));
-            let schedule = self.config.schedule(batches.len() as u64);
-            let (epoch_began, first_batch) = (Instant::now(), state.batch);
-            let (mut lr, mut grad_norm, mut examples) = (0.0, 0.0, 0);
-            while state.batch < batches.len() {
-                if interrupted() {
-                    state.seconds = before + began.elapsed().as_secs_f64();
-                    self.save(&state, &optim, average.as_ref(), false)?;
-                    return Ok(state.outcome(Stop::Interrupted));
+        let batches = self.batches(objective, &lengths, &rng, (state.epoch, state.batch));
+        let per_epoch = lengths.len().div_ceil(self.config.batch_size);
+        let schedule = self.config.schedule(per_epoch as u64);
+        let stop = ahead(batches, |mut batches| {
+            loop {
+                if let Some(stop) = self.ended(&state) {
+                    break Ok(stop);
                 }
-                lr = schedule.at(state.step);
-                let rows = batches.rows(state.batch);
-                let keys = StepKeys::new(&rng, state.step);
-                let (value, grads) = self.gradients(objective, rows, &keys)?;
-                let stepped = match grads {
-                    Some(grads) => optim.step(&grads, lr),
-                    None => Err(rqvae::Error::NonFinite { what: self.first_bad("loss")?, step: state.step }),
-                };
-                grad_norm = match stepped {
-                    // Weights that are no numbers would spoil each step to come as well.
-                    Err(rqvae::Error::NonFinite { what, .. })
-                        if self.config.on_nonfinite == OnNonFinite::Skip
-                            && state.skipped_last < MOST_SKIPPED
-                            && !what.starts_with("tensor") =>
-                    {
-                        tracing::warn!(what, step = state.step, loss = value, "step left out");
-                        (state.skipped, state.skipped_last) = (state.skipped + 1, state.skipped_last + 1);
-                        state.batch += 1;
-                        continue;
+                let (epoch_began, first_batch) = (Instant::now(), state.batch);
+                let (mut lr, mut grad_norm, mut examples) = (0.0, 0.0, 0);
+                while state.batch < per_epoch {
+                    if interrupted() {
+                        state.seconds = before + began.elapsed().as_secs_f64();
+                        self.save(&state, engine, false)?;
+                        return Ok(Stop::Interrupted);
                     }
-                    Err(rqvae::Error::NonFinite { what, .. }) => {
-                        let (rows, written) = (rows.to_vec(), None);
-                        let found = Diagnosis { what, step: state.step, loss: value, lr, grad_norm, rows, written };
-                        return Err(self.diagnosed(found)?);
+                    lr = schedule.at(state.step);
+                    let Batch { rows, parts } = batches.next().ok_or(Error::NoData { what: "batches" })??;
+                    let value = engine.gradients(parts, &StepKeys::new(&rng, state.step))?;
+                    let stepped = if value.is_finite() {
+                        engine.update(lr, state.step)
+                    } else {
+                        let what = first_bad(&engine.weights()?, "loss")?;
+                        Err(rqvae::Error::NonFinite { what, step: state.step }.into())
+                    };
+                    grad_norm = match stepped {
+                        // Weights that are no numbers would spoil each step to come as well.
+                        Err(Error::Rqvae(rqvae::Error::NonFinite { what, .. }))
+                            if self.config.on_nonfinite == OnNonFinite::Skip
+                                && state.skipped_last < MOST_SKIPPED
+                                && !what.starts_with("tensor") =>
+                        {
+                            tracing::warn!(what, step = state.step, loss = value, "step left out");
+                            (state.skipped, state.skipped_last) = (state.skipped + 1, state.skipped_last + 1);
+                            state.batch += 1;
+                            continue;
+                        }
+                        Err(Error::Rqvae(rqvae::Error::NonFinite { what, .. })) => {
+                            let (step, written) = (state.step, None);
+                            let found = Diagnosis { what, step, loss: value, lr, grad_norm, rows, written };
+                            return Err(self.diagnosed(found)?);
+                        }
+                        other => other?,
+                    };
+                    state.loss_sum += value;
+                    state.skipped_last = 0;
+                    state.step += 1;
+                    state.batch += 1;
+                    examples += rows.len();
+                    observe(state.batch as u64, per_epoch as u64, value);
+                    if self.out_of_time(before + began.elapsed().as_secs_f64()) {
+                        break;
                     }
-                    other => other?,
-                };
-                if let Some(average) = &mut average {
-                    average.update(self.params, state.step)?;
                 }
-                state.loss_sum += value;
-                state.skipped_last = 0;
-                state.step += 1;
-                state.batch += 1;
-                examples += rows.len();
-                observe(state.batch as u64, batches.len() as u64, value);
-                if self.out_of_time(before + began.elapsed().as_secs_f64()) {
-                    break;
-                }
-            }
-            let seconds = epoch_began.elapsed().as_secs_f64();
-            let (epoch, skipped) = (state.epoch + 1, state.skipped);
-            let loss = state.loss_sum / (state.batch as u64 - skipped).max(1) as f64;
-            tracing::debug!(epoch, loss, from = first_batch, to = state.batch, of = batches.len(), "epoch done");
-            // What the time limit cut stays as it is: a resumed run with more time goes on in it.
-            let cut = state.batch < batches.len();
-            if !cut {
-                (state.epoch, state.batch, state.loss_sum, state.skipped) = (epoch, 0, 0.0, 0);
-            }
-            state.seconds = before + began.elapsed().as_secs_f64();
-            let (mut val, mut better) = (None, false);
-            let regular = !cut && state.epoch.is_multiple_of(self.config.eval_every);
-            if regular || self.ended(&state).is_some() || self.out_of_time(state.seconds) {
-                let trained = average.as_ref().map(|average| average.swap_in(self.params)).transpose()?;
-                let found = validate()?;
-                let figure = match self.config.select {
-                    Select::Recall => found.recall_at_10,
-                    Select::Ndcg => found.ndcg_at_10,
-                };
-                val = Some(found);
-                better = state.best.is_none_or(|best| figure > best);
-                if better {
-                    (state.best, state.best_step, state.stale) = (Some(figure), state.step, 0);
-                    if self.output.is_none() {
-                        best_weights = Some(self.params.snapshot()?);
-                    }
-                } else if regular {
-                    // How often time was up does not try patience.
-                    state.stale += 1;
-                }
-                if let Some(trained) = trained {
-                    self.params.assign(&trained)?;
+                let seconds = epoch_began.elapsed().as_secs_f64();
+                let (epoch, skipped) = (state.epoch + 1, state.skipped);
+                let loss = state.loss_sum / (state.batch as u64 - skipped).max(1) as f64;
+                tracing::debug!(epoch, loss, from = first_batch, to = state.batch, of = per_epoch, "epoch done");
+                // What the time limit cut stays as it is: a resumed run with more time goes on in it.
+                let cut = state.batch < per_epoch;
+                if !cut {
+                    (state.epoch, state.batch, state.loss_sum, state.skipped) = (epoch, 0, 0.0, 0);
                 }
                 state.seconds = before + began.elapsed().as_secs_f64();
+                let (mut val, mut better) = (None, false);
+                let regular = !cut && state.epoch.is_multiple_of(self.config.eval_every);
+                if regular || self.ended(&state).is_some() || self.out_of_time(state.seconds) {
+                    engine.show()?;
+                    let found = validate()?;
+                    let figure = match self.config.select {
+                        Select::Recall => found.recall_at_10,
+                        Select::Ndcg => found.ndcg_at_10,
+                    };
+                    val = Some(found);
+                    better = state.best.is_none_or(|best| figure > best);
+                    if better {
+                        (state.best, state.best_step, state.stale) = (Some(figure), state.step, 0);
+                        if self.output.is_none() {
+                            best_weights = Some(self.params.snapshot()?);
+                        }
+                    } else if regular {
+                        // How often time was up does not try patience.
+                        state.stale += 1;
+                    }
+                    engine.hide()?;
+                    state.seconds = before + began.elapsed().as_secs_f64();
+                }
+                // Before the checkpoint: a kill between the two leaves a line too many, which a resumed run drops, and
+                // never one too few.
+                record(&EpochRecord {
+                    step: state.step,
+                    epoch,
+                    loss,
+                    lr,
+                    grad_norm,
+                    examples_per_second: examples as f64 / seconds.max(1e-9),
+                    seconds: state.seconds,
+                    skipped,
+                    cut,
+                    val,
+                })?;
+                if val.is_some() {
+                    self.save(&state, engine, better)?;
+                }
             }
-            // Before the checkpoint: a kill between the two leaves a line too many, which a resumed run drops, and
-            // never one too few.
-            record(&EpochRecord {
-                step: state.step,
-                epoch,
-                loss,
-                lr,
-                grad_norm,
-                examples_per_second: examples as f64 / seconds.max(1e-9),
-                seconds: state.seconds,
-                skipped,
-                cut,
-                val,
-            })?;
-            if val.is_some() {
-                self.save(&state, &optim, average.as_ref(), better)?;
-            }
-        };
+        })?;
         match (&self.output, best_weights) {
+            // Goes on from where it is, some time.
+            _ if stop == Stop::Interrupted => {}
             (Some((dir, _)), _) => {
                 if let Some(best) = dir.best()? {
                     load_weights(self.params, &best, WEIGHTS)?;
@@ -229,48 +259,21 @@ impl<'a> Trainer<'a> {
         self.config.time_limit_s > 0 && seconds >= self.config.time_limit_s as f64
     }
 
-    /// Loss and gradients of the batch `rows`, in one pass or in parts that weigh by their targets; no gradients where
-    /// the loss is not finite.
-    fn gradients(&self, objective: &dyn Objective, rows: &[u32], keys: &StepKeys) -> Result<(f64, Option<GradStore>)> {
-        let size = if self.config.micro_batch == 0 { rows.len() } else { self.config.micro_batch };
-        let all = objective.targets(rows) as f64;
-        let (mut sum, mut total) = (0.0, None::<GradStore>);
-        for part in rows.chunks(size.max(1)) {
-            let mut loss = objective.loss(part, Mode::Train(keys))?;
-            if part.len() < rows.len() {
-                loss = (loss * (objective.targets(part) as f64 / all))?;
-            }
-            let value = f64::from(loss.to_scalar::<f32>()?);
-            if !value.is_finite() {
-                return Ok((value, None));
-            }
-            sum += value;
-            let mut grads = loss.backward()?;
-            if let Some(total) = total {
-                for var in self.params.all().values() {
-                    if let Some(before) = total.get(var) {
-                        let both = match grads.remove(var) {
-                            Some(new) => (before + new)?,
-                            None => before.clone(),
-                        };
-                        grads.insert(var, both);
-                    }
-                }
-            }
-            total = Some(grads);
-        }
-        let grads = total.ok_or(Error::NoData { what: "training samples" })?;
-        Ok((sum, Some(grads)))
-    }
-
-    /// Name of the first parameter that is not finite, `otherwise` if all are.
-    fn first_bad(&self, otherwise: &str) -> Result<String> {
-        for (name, var) in self.params.all() {
-            if !var.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
-                return Ok(format!("tensor `{name}`"));
-            }
-        }
-        Ok(otherwise.to_string())
+    /// The batches of all epochs from batch `from.1` of epoch `from.0` on.
+    fn batches<'o, B>(
+        &self,
+        objective: &'o dyn Objective<B>,
+        lengths: &'o [usize],
+        rng: &'o SeededRng,
+        from: (u64, usize),
+    ) -> impl Iterator<Item = Result<Batch<B>>> + Send + use<'o, B> {
+        let TrainConfig { batch_size, micro_batch, max_epochs, .. } = *self.config;
+        let mut first = from.1;
+        (from.0..max_epochs).flat_map(move |epoch| {
+            let batches = Batches::new(lengths, batch_size, rng, epoch);
+            let rest = std::mem::take(&mut first)..batches.len();
+            rest.map(move |index| Batch::new(objective, batches.rows(index), micro_batch))
+        })
     }
 
     /// The error of `found`, which also goes into the run directory.
@@ -287,16 +290,10 @@ impl<'a> Trainer<'a> {
         Ok(Error::NonFinite(Box::new(found)))
     }
 
-    fn latest(&self) -> Result<Option<Checkpoint>> {
-        match &self.output {
-            Some((dir, _)) => Ok(dir.latest()?),
-            None => Ok(None),
-        }
-    }
-
-    fn save(&self, state: &RunState, optim: &AdamW, average: Option<&Average>, best: bool) -> Result<()> {
+    fn save<B>(&self, state: &RunState, engine: &dyn Engine<B>, best: bool) -> Result<()> {
         let Some((dir, model_toml)) = &self.output else { return Ok(()) };
-        let bad = self.first_bad("")?;
+        let trained = engine.weights()?;
+        let bad = first_bad(&trained, "")?;
         if !bad.is_empty() {
             let (step, loss, rows) = (state.step, state.loss_sum, Vec::new());
             let found = Diagnosis { what: bad, step, loss, lr: 0.0, grad_norm: 0.0, rows, written: None };
@@ -304,15 +301,15 @@ impl<'a> Trainer<'a> {
         }
         let state_json = serde_json::to_vec_pretty(state)
             .map_err(|e| Error::Corrupt { path: "state.json".into(), reason: e.to_string() })?;
-        let trained = save_parameters(self.params.snapshot()?)?;
+        let trained = save_parameters(trained)?;
         // `model.safetensors` is what one uses; where that is an average, training goes on from another file.
-        let (weights, trained) = match average {
-            Some(average) => (save_parameters(average.weights.clone())?, Some((TRAINED, trained))),
+        let (weights, trained) = match engine.average()? {
+            Some(average) => (save_parameters(average)?, Some((TRAINED, trained))),
             None => (trained, None),
         };
         let mut files = vec![
             (WEIGHTS, weights),
-            ("optimizer.safetensors", save_parameters(optim.state()?)?),
+            ("optimizer.safetensors", save_parameters(engine.moments()?)?),
             ("model.toml", model_toml.clone().into_bytes()),
             ("state.json", state_json),
         ];
@@ -320,7 +317,7 @@ impl<'a> Trainer<'a> {
         Ok(dir.save(state.step, &files, best)?)
     }
 
-    fn restore(&self, optim: &mut AdamW) -> Result<Option<RunState>> {
+    fn restore<B>(&self, engine: &mut dyn Engine<B>) -> Result<Option<RunState>> {
         let Some((dir, _)) = &self.output else { return Ok(None) };
         let Some(latest) = dir.latest()? else { return Ok(None) };
         let path = latest.file("state.json");
@@ -340,11 +337,22 @@ impl<'a> Trainer<'a> {
                 });
             }
         }
-        load_weights(self.params, &latest, if self.config.ema_decay > 0.0 { TRAINED } else { WEIGHTS })?;
-        let path = latest.file("optimizer.safetensors");
-        optim.restore(&load_parameters(&latest.read("optimizer.safetensors")?, &path)?, state.step)?;
+        let read = |file: &str| load_parameters(&latest.read(file)?, &latest.file(file));
+        let (trained, average) =
+            if self.config.ema_decay > 0.0 { (read(TRAINED)?, Some(read(WEIGHTS)?)) } else { (read(WEIGHTS)?, None) };
+        engine.restore(&trained, average.as_ref(), &read("optimizer.safetensors")?, state.step)?;
         Ok(Some(state))
     }
+}
+
+/// Name of the first of `weights` that is not finite, `otherwise` if all are.
+fn first_bad(weights: &BTreeMap<String, Tensor>, otherwise: &str) -> Result<String> {
+    for (name, tensor) in weights {
+        if !tensor.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Ok(format!("tensor `{name}`"));
+        }
+    }
+    Ok(otherwise.to_string())
 }
 
 /// Sets `params` from a file of a checkpoint.

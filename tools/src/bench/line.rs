@@ -6,9 +6,9 @@ use std::time::Duration;
 
 /// One bench; keys are fixed, further ones are added behind.
 #[derive(Debug, Serialize)]
-pub(super) struct BenchLine {
+pub(super) struct BenchLine<'a> {
     pub(super) name: &'static str,
-    pub(super) device: &'static str,
+    pub(super) device: &'a str,
     pub(super) threads: usize,
     pub(super) params: Map<String, Value>,
     pub(super) p50_ms: f64,

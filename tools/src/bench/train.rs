@@ -4,6 +4,7 @@ use super::line::{BenchLine, peak_rss_bytes, quantile_ms};
 use crate::catalogue::Catalogue;
 use crate::cli::json_line;
 use crate::error::{Fault, fault};
+use crate::gpu::{self, DeviceChoice};
 use crate::jobs::train::features;
 use crate::models::{Model, Observer, RunConfig};
 use crate::progress::Stage;
@@ -45,6 +46,9 @@ pub(crate) struct TrainBenchArgs {
     /// Everything random follows from it
     #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
     seed: u64,
+    /// Where to train
+    #[arg(long, value_enum, default_value = "cpu", env = "SIDREC_DEVICE")]
+    device: DeviceChoice,
     /// Only the JSON line
     #[arg(long)]
     json: bool,
@@ -86,8 +90,8 @@ struct Steps {
     took: Vec<Duration>,
     losses: Vec<f64>,
     per_epoch: u64,
-    /// Multiplications and seconds of preparation at the end of the warm-up.
-    before: (u64, f64),
+    /// Multiplications, seconds of preparation and of waiting for it at the end of the warm-up.
+    before: (u64, (f64, f64)),
 }
 
 const WARM_UP: usize = 2;
@@ -135,7 +139,9 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
         }
         _ => made_up(args.seed)?,
     };
-    let model = Model::new(&config.model, &features, args.seed)?;
+    let device = gpu::device(args.device)?;
+    let model = Model::new(&config.model, &features, args.seed)?.on(device);
+    let on = model.device().map_or_else(|| "cpu".into(), |device| device.name());
     let parameters = model.params().count();
     stage.done(&format!("{} items, {} users, {parameters} parameters", features.len(), histories.users()));
     let _kept = crate::allocator::keep_blocks();
@@ -146,7 +152,7 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
     let stage = Stage::new(&format!("train {}", config.model.name()), 0);
     let split = LeaveOneOut::new(&histories);
     let began = Instant::now();
-    let mut steps = Steps { last: began, took: Vec::new(), losses: Vec::new(), per_epoch: 0, before: (0, 0.0) };
+    let mut steps = Steps { last: began, took: Vec::new(), losses: Vec::new(), per_epoch: 0, before: (0, (0.0, 0.0)) };
     let time = Duration::from_secs(args.seconds);
     let mut validate = |_: &Model| Ok(Validation { recall_at_10: 0.0, ndcg_at_10: 0.0 });
     let done = || began.elapsed() > time;
@@ -162,15 +168,17 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
     let seconds = took.iter().sum::<Duration>().as_secs_f64();
     let (count, rate) = (took.len() as f64, took.len() as f64 / seconds);
     let reached = (multiplications() - steps.before.0) as f64 / seconds;
-    let preparing = (preparation_seconds() - steps.before.1) / seconds;
+    let (made, waited) = preparation_seconds();
+    let (preparing, waiting) = ((made - steps.before.1.0) / seconds, (waited - steps.before.1.1) / seconds);
     took.sort_unstable();
     let examples = rate * f64::from(args.batch);
     stage.done(&format!(
-        "{examples:.0} examples/s, {:.0} GFLOP/s, {:.0} % of one product's, {:.2} % of the time for making batches; an \
-         epoch takes {:.0} s",
+        "{examples:.0} examples/s, {:.0} GFLOP/s, {:.0} % of one product's; making batches takes {:.2} % of the time, \
+         steps wait for it {:.2} %; an epoch takes {:.0} s",
         2e-9 * reached,
         100.0 * reached / peak,
         100.0 * preparing,
+        100.0 * waiting,
         steps.per_epoch as f64 / rate
     ));
     let tenth = (steps.losses.len() / 10).max(1);
@@ -178,7 +186,7 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
     let object = |value: Value| value.as_object().cloned().unwrap_or_else(Map::new);
     json_line(&BenchLine {
         name: "train",
-        device: "cpu",
+        device: &on,
         threads: rayon::current_num_threads(),
         params: object(json!({"model": config.model.name(), "preset": args.preset, "batch": args.batch,
             "items": features.len(), "users": histories.users(), "made_up": args.catalogue.is_none(),
@@ -191,6 +199,7 @@ pub(super) fn run(args: &TrainBenchArgs) -> Result<()> {
             "first_loss": mean(&steps.losses[..tenth]),
             "last_loss": mean(&steps.losses[steps.losses.len() - tenth..])})),
         more: object(json!({"examples_per_second": examples, "epoch_seconds": steps.per_epoch as f64 / rate,
-            "gflops": 2e-9 * reached, "peak_gflops": 2e-9 * peak, "share_of_peak": reached / peak, "share_preparing": preparing})),
+            "gflops": 2e-9 * reached, "peak_gflops": 2e-9 * peak, "share_of_peak": reached / peak, "share_preparing": preparing,
+            "share_waiting": waiting})),
     })
 }
