@@ -8,7 +8,7 @@ pub const MAX_LEVELS: usize = 8;
 macro_rules! arguments {
     ($vis:vis, $($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? })*) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
         #[repr(C)]
         #[allow(missing_docs, reason = "described at the head of the kernel's file")]
         $vis struct $name { $($vis $field: $type),* }
@@ -53,8 +53,14 @@ arguments! { pub(crate),
     /// Of `expand.cu`.
     ExpandArgs {
         index: u64, masks: u64, pool: u64, logits: u64, partials: u64, nodes: u64, scores: u64, counts: u64, keys: u64,
-        key_counts: u64,
-        level: u32, beams: u32, width: u32, codes: u32, ldl: u32, tiles: u32, valid_only: u32, pad: u32,
+        key_counts: u64, best: u64, stride: u64,
+        level: u32, beams: u32, width: u32, codes: u32, ldl: u32, tiles: u32, valid_only: u32, at: u32, below: u32,
+        weight: f32,
+    }
+    /// Of `guide.cu`.
+    GuideArgs {
+        index: u64, masks: u64, pool: u64, counts: u64, scores: u64, log_sums: u64, best: u64, stride: u64,
+        items: u32, lds: u32, level: u32, at: u32, below: u32, pad: u32,
     }
     /// Of `select.cu`.
     SelectArgs {

@@ -67,6 +67,14 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// A kernel is unknown or does not fit the device.
     fn prepare(&self, program: &Program) -> Result<Box<dyn Prepared>>;
+
+    /// Runs a program that will not come again.
+    ///
+    /// # Errors
+    /// A kernel is unknown or does not fit the device, or the device fails.
+    fn run(&self, program: &Program) -> Result<()> {
+        self.prepare(program)?.run()
+    }
 }
 
 /// A program that a device has fixed.

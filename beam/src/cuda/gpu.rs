@@ -4,7 +4,7 @@
 
 use super::compile::Compiler;
 use super::device::{Device, Launch, Prepared, Program};
-use super::kernels::{Numbers, UNITS};
+use super::kernels::{Numbers, TRAIN_UNITS, UNITS, Unit};
 use super::libraries::find_gpu;
 use crate::{Error, Result};
 use cudarc::driver::sys::{
@@ -31,7 +31,8 @@ struct Inner {
     arch: String,
     driver: i32,
     /// Kernels for f32 and bf16.
-    functions: [HashMap<&'static str, CUfunction>; 2],
+    functions: [Mutex<HashMap<&'static str, CUfunction>>; 2],
+    compiler: Compiler,
     lock: Mutex<()>,
 }
 
@@ -73,7 +74,7 @@ impl Gpu {
     /// [`Error::Device`] with the reason in a line.
     pub fn open(nvrtc: Option<&Path>, cache: Option<PathBuf>) -> Result<Self> {
         find_gpu().map_err(|reason| Error::device("GPU", reason))?;
-        let open = || Inner::open(&Compiler::new(nvrtc, cache)?);
+        let open = || Inner::open(Compiler::new(nvrtc, cache)?);
         let opened = catch_unwind(AssertUnwindSafe(open));
         let inner = opened.map_err(|_| Error::device("GPU", "the driver or NVRTC lacks a function"))??;
         Ok(Self(Arc::new(inner)))
@@ -113,7 +114,7 @@ impl Gpu {
 }
 
 impl Inner {
-    fn open(compiler: &Compiler) -> Result<Self> {
+    fn open(compiler: Compiler) -> Result<Self> {
         let (mut device, mut context, mut stream, mut driver) = (0, std::ptr::null_mut(), std::ptr::null_mut(), 0);
         // The driver has been started by `find_gpu`, and there is a first device; results go to variables of this frame.
         driver!(cuDeviceGet(&raw mut device, 0))?;
@@ -137,8 +138,9 @@ impl Inner {
             return Err(Error::device("GPU", format!("{name} has compute capability {major}.{minor}, 8.0 is needed")));
         }
         let arch = format!("sm_{major}{minor}");
-        let [f32, bf16] = Numbers::ALL.map(|numbers| load(compiler, numbers, &arch));
-        Ok(Self { stream, context, name, arch, driver, functions: [f32?, bf16?], lock: Mutex::new(()) })
+        let [f32, bf16] = Numbers::ALL.map(|numbers| load(&compiler, UNITS, numbers, &arch).map(Mutex::new));
+        let functions = [f32?, bf16?];
+        Ok(Self { stream, context, name, arch, driver, functions, compiler, lock: Mutex::new(()) })
     }
 
     /// Makes the device this thread's, alone until the guard is dropped.
@@ -149,9 +151,30 @@ impl Inner {
         Ok(guard)
     }
 
+    /// Compiles the kernels of training when the first of them is asked for.
     fn function(&self, numbers: Numbers, kernel: &'static str) -> Result<CUfunction> {
         let functions = &self.functions[usize::from(numbers == Numbers::Bf16)];
+        let mut functions = functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if !functions.contains_key(kernel) && kernels_of(TRAIN_UNITS).any(|known| known == kernel) {
+            functions.extend(load(&self.compiler, TRAIN_UNITS, numbers, &self.arch)?);
+        }
         functions.get(kernel).copied().ok_or_else(|| Error::device("GPU", format!("no kernel `{kernel}`")))
+    }
+
+    /// The kernels of a program, each allowed the shared memory that it asks for.
+    fn functions(&self, program: &Program) -> Result<Vec<CUfunction>> {
+        let mut functions = Vec::with_capacity(program.launches.len());
+        for launch in &program.launches {
+            let function = self.function(program.numbers, launch.kernel)?;
+            if launch.shared > SHARED {
+                let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let mut now = 0;
+                driver!(cuFuncGetAttribute(&raw mut now, most, function))?;
+                driver!(cuFuncSetAttribute(function, most, now.max(launch.shared as i32)))?;
+            }
+            functions.push(function);
+        }
+        Ok(functions)
     }
 
     fn launch(&self, function: CUfunction, launch: &Launch) -> Result<()> {
@@ -174,10 +197,19 @@ impl Inner {
     }
 }
 
-/// Compiles and loads every kernel. Modules stay for the life of the process.
-fn load(compiler: &Compiler, numbers: Numbers, arch: &str) -> Result<HashMap<&'static str, CUfunction>> {
+fn kernels_of(units: &'static [Unit]) -> impl Iterator<Item = &'static str> {
+    units.iter().flat_map(|unit| unit.kernels).map(|kernel| kernel.name)
+}
+
+/// Compiles and loads kernels. Modules stay for the life of the process.
+fn load(
+    compiler: &Compiler,
+    units: &[Unit],
+    numbers: Numbers,
+    arch: &str,
+) -> Result<HashMap<&'static str, CUfunction>> {
     let mut functions = HashMap::new();
-    for unit in UNITS {
+    for unit in units {
         let compiled = compiler.compile(unit, numbers, arch)?;
         let mut module: CUmodule = std::ptr::null_mut();
         // The image is a whole ELF file, whose header says how long it is.
@@ -230,17 +262,7 @@ impl Device for Gpu {
     fn prepare(&self, program: &Program) -> Result<Box<dyn Prepared>> {
         let inner = &self.0;
         let _entered = inner.enter()?;
-        let mut functions = Vec::with_capacity(program.launches.len());
-        for launch in &program.launches {
-            let function = inner.function(program.numbers, launch.kernel)?;
-            if launch.shared > SHARED {
-                let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                let mut now = 0;
-                driver!(cuFuncGetAttribute(&raw mut now, most, function))?;
-                driver!(cuFuncSetAttribute(function, most, now.max(launch.shared as i32)))?;
-            }
-            functions.push(function);
-        }
+        let functions = inner.functions(program)?;
         driver!(cuStreamBeginCapture_v2(inner.stream, CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))?;
         let launched = functions.iter().zip(&program.launches).try_for_each(|(f, launch)| inner.launch(*f, launch));
         let mut graph = std::ptr::null_mut();
@@ -253,6 +275,12 @@ impl Device for Gpu {
         made?;
         driver!(cuGraphUpload(graph_exec, inner.stream))?;
         Ok(Box::new(Graph { gpu: self.clone(), graph: graph_exec }))
+    }
+
+    fn run(&self, program: &Program) -> Result<()> {
+        let _entered = self.0.enter()?;
+        let functions = self.0.functions(program)?;
+        functions.iter().zip(&program.launches).try_for_each(|(function, launch)| self.0.launch(*function, launch))
     }
 }
 

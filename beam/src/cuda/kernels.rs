@@ -1,8 +1,12 @@
 //! Every kernel: its source, how it is compiled, and what it may cost.
 
 use super::args::{
-    AttendArgs, EmbedArgs, ExpandArgs, FeedForwardArgs, FinishArgs, HeadArgs, NormArgs, PathArgs, ProductArgs,
-    SelectArgs,
+    AttendArgs, EmbedArgs, ExpandArgs, FeedForwardArgs, FinishArgs, GuideArgs, HeadArgs, NormArgs, PathArgs,
+    ProductArgs, SelectArgs,
+};
+use super::train::{
+    AdamWArgs, BiasArgs, CrossEntropyArgs, DrawnArgs, ElementArgs, FoldArgs, GatherArgs, MatmulArgs, ScatterArgs,
+    SquaresArgs, TrainAttendArgs, TrainNormArgs,
 };
 use std::fmt::{self, Display, Formatter};
 use std::mem::size_of;
@@ -64,12 +68,14 @@ const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 const TILE: &str = include_str!("kernels/tile.cuh");
 const TRIE: &str = include_str!("kernels/trie.cuh");
 const KEYS: &str = include_str!("kernels/keys.cuh");
+const BLOCK: &str = include_str!("kernels/block.cuh");
+const DROP: &str = include_str!("kernels/train/drop.cuh");
 
 const fn kernel<Args>(name: &'static str, max_registers: u32) -> Kernel {
     Kernel { name, args_bytes: size_of::<Args>(), max_registers }
 }
 
-/// All of them.
+/// Those of search and of generation, which every device loads when it is opened.
 pub const UNITS: &[Unit] = &[
     Unit {
         file: "product.cu",
@@ -115,6 +121,15 @@ pub const UNITS: &[Unit] = &[
         kernels: &[kernel::<FinishArgs>("finish", 128)],
     },
     Unit {
+        file: "guide.cu",
+        sources: &[PRELUDE, TRIE, BLOCK, include_str!("kernels/guide.cu")],
+        kernels: &[
+            kernel::<GuideArgs>("guide_sums", 64),
+            kernel::<GuideArgs>("guide_leaves", 64),
+            kernel::<GuideArgs>("guide_level", 64),
+        ],
+    },
+    Unit {
         file: "embed.cu",
         sources: &[PRELUDE, include_str!("kernels/embed.cu")],
         kernels: &[kernel::<EmbedArgs>("embed", 64)],
@@ -123,6 +138,55 @@ pub const UNITS: &[Unit] = &[
         file: "norm.cu",
         sources: &[PRELUDE, TILE, include_str!("kernels/norm.cu")],
         kernels: &[kernel::<NormArgs>("normalize", 64)],
+    },
+];
+
+/// Those of training, loaded when one is first asked for.
+pub const TRAIN_UNITS: &[Unit] = &[
+    Unit {
+        file: "train/matmul.cu",
+        sources: &[PRELUDE, TILE, include_str!("kernels/train/matmul.cu")],
+        kernels: &[kernel::<MatmulArgs>("train_matmul", 168)],
+    },
+    Unit {
+        file: "train/rows.cu",
+        sources: &[PRELUDE, BLOCK, include_str!("kernels/train/rows.cu")],
+        kernels: &[
+            kernel::<GatherArgs>("gather_rows", 64),
+            kernel::<ScatterArgs>("scatter_rows", 64),
+            kernel::<FoldArgs>("fold", 64),
+            kernel::<BiasArgs>("bias_forward", 64),
+            kernel::<BiasArgs>("bias_backward", 64),
+        ],
+    },
+    Unit {
+        file: "train/elementwise.cu",
+        sources: &[PRELUDE, DROP, include_str!("kernels/train/elementwise.cu")],
+        kernels: &[kernel::<ElementArgs>("element", 64)],
+    },
+    Unit {
+        file: "train/norm.cu",
+        sources: &[PRELUDE, include_str!("kernels/train/norm.cu")],
+        kernels: &[kernel::<TrainNormArgs>("norm_forward", 64), kernel::<TrainNormArgs>("norm_backward", 64)],
+    },
+    Unit {
+        file: "train/attend.cu",
+        sources: &[PRELUDE, DROP, include_str!("kernels/train/attend.cu")],
+        kernels: &[kernel::<TrainAttendArgs>("attend_forward", 128), kernel::<TrainAttendArgs>("attend_backward", 128)],
+    },
+    Unit {
+        file: "train/loss.cu",
+        sources: &[PRELUDE, BLOCK, include_str!("kernels/train/loss.cu")],
+        kernels: &[
+            kernel::<CrossEntropyArgs>("cross_entropy", 64),
+            kernel::<DrawnArgs>("drawn_scores", 64),
+            kernel::<DrawnArgs>("drawn_backward", 64),
+        ],
+    },
+    Unit {
+        file: "train/adamw.cu",
+        sources: &[PRELUDE, BLOCK, include_str!("kernels/train/adamw.cu")],
+        kernels: &[kernel::<SquaresArgs>("sum_of_squares", 64), kernel::<AdamWArgs>("adamw", 64)],
     },
 ];
 
@@ -140,7 +204,7 @@ impl Unit {
 /// All sources as one text for the host compiler, each once.
 pub(crate) fn host_program() -> String {
     let mut sources = vec![include_str!("emulate.hpp")];
-    for source in UNITS.iter().flat_map(|unit| unit.sources) {
+    for source in UNITS.iter().chain(TRAIN_UNITS).flat_map(|unit| unit.sources) {
         if !sources.contains(source) {
             sources.push(source);
         }
@@ -150,5 +214,5 @@ pub(crate) fn host_program() -> String {
 
 /// All kernels.
 pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
-    UNITS.iter().flat_map(|unit| unit.kernels)
+    UNITS.iter().chain(TRAIN_UNITS).flat_map(|unit| unit.kernels)
 }

@@ -18,6 +18,7 @@ mod plan;
 mod search;
 #[cfg(test)]
 mod tests;
+pub mod train;
 pub mod twin;
 
 pub use args::{
@@ -29,7 +30,9 @@ pub use device::{Device, Launch, Memory, Prepared, Program};
 pub use emulator::Emulator;
 pub use gpu::Gpu;
 pub use index::DeviceIndex;
-pub use kernels::{Kernel, Numbers, UNITS, Unit};
+pub use kernels::{Kernel, Numbers, TRAIN_UNITS, UNITS, Unit};
 pub use libraries::{find_gpu, find_nvrtc};
 pub use plan::{Plan, Region, bucket};
-pub use search::{DeviceBeams, DeviceKernel, DeviceScores, Feed, Layout, MAX_WIDTH, Recorded, record};
+pub use search::{
+    DeviceBeams, DeviceKernel, DeviceScores, Feed, ItemScores, Layout, MAX_WIDTH, Recorded, guide_room, record,
+};

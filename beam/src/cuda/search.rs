@@ -5,13 +5,13 @@
 //! runs at the end, or whenever [`DeviceBeams::flush`] is told. [`record`] stops before the end and gives the program.
 //! Twin: [`crate::CpuKernel`], with scores normalised by [`crate::math::log_softmax`]; equal logits give equal bits.
 
-use super::args::{ExpandArgs, FinishArgs, MAX_LEVELS, MaskHeader, SelectArgs};
+use super::args::{ExpandArgs, FinishArgs, GuideArgs, MAX_LEVELS, MaskHeader, SelectArgs};
 use super::device::{Device, Launch, Memory, Prepared, Program};
 use super::index::{DeviceIndex, Masks};
 use super::kernels::Numbers;
 use super::plan::{Plan, Region};
 use crate::math::TILE;
-use crate::{BeamConfig, BeamKernel, Error, Hypothesis, LiveMask, Result, ScoreMode, StepScorer};
+use crate::{BeamConfig, BeamKernel, Error, Hypothesis, LiveMask, Result, ScoreMode, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SemanticId};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +37,47 @@ pub struct DeviceKernel {
     numbers: Numbers,
     config: BeamConfig,
     codes: Vec<usize>,
+    guide: Option<GuideRoom>,
+}
+
+/// Scores of all items, which guide a search: see [`crate::Guided`].
+#[derive(Debug, Clone, Copy)]
+pub struct ItemScores {
+    /// (batch, pitch) f32.
+    pub scores: u64,
+    /// From request to request.
+    pub pitch: u32,
+    /// Items of a request.
+    pub items: u32,
+}
+
+/// What guidance takes: its weight, and room for nodes level by level, the leaves last.
+#[derive(Debug, Clone)]
+struct GuideRoom {
+    weight: f32,
+    nodes: Vec<usize>,
+}
+
+impl GuideRoom {
+    /// With room for a catalogue that has grown by an eighth.
+    fn new(trie: &Trie, weight: f32) -> Self {
+        let room = |level| (trie.nodes(level) + trie.nodes(level) / 8).next_multiple_of(256);
+        Self { weight, nodes: (0..=trie.levels()).map(room).collect() }
+    }
+
+    /// Where the nodes of `level` begin.
+    fn at(&self, level: usize) -> usize {
+        self.nodes[..level].iter().sum()
+    }
+
+    fn holds(&self, trie: &Trie) -> bool {
+        self.nodes.iter().enumerate().all(|(level, room)| trie.nodes(level) <= *room)
+    }
+}
+
+/// Numbers that guidance of one request takes over `trie`.
+pub fn guide_room(trie: &Trie) -> usize {
+    GuideRoom::new(trie, 0.0).nodes.iter().sum()
 }
 
 /// Where the logits of a level are.
@@ -92,11 +133,14 @@ pub struct Layout {
     items: Region,
     item_scores: Region,
     item_codes: Region,
+    /// Of guidance, where there is some.
+    log_sums: Region,
+    best: Region,
 }
 
 impl Layout {
-    /// For `batch` requests over IDs with so many `codes` per level.
-    pub fn new(batch: usize, codes: &[usize], config: &BeamConfig) -> Self {
+    /// For `batch` requests over IDs with so many `codes` per level, and `guide` numbers of guidance each.
+    pub fn new(batch: usize, codes: &[usize], config: &BeamConfig, guide: usize) -> Self {
         let mut plan = Plan::default();
         let masks = plan.take("masks", batch, size_of::<MaskHeader>());
         let pool = plan.take("lists", POOL.0 + batch * POOL.1, 4);
@@ -121,7 +165,24 @@ impl Layout {
         let items = plan.take("items", batch * config.top_k, 4);
         let item_scores = plan.take("item scores", batch * config.top_k, 4);
         let item_codes = plan.take("item codes", batch * config.top_k * MAX_LEVELS, 2);
-        Self { plan, masks, pool, levels, keys, key_counts, logits, partials, found, items, item_scores, item_codes }
+        let log_sums = plan.take("sums of guidance", if guide > 0 { batch } else { 0 }, 4);
+        let best = plan.take("guidance", batch * guide, 4);
+        Self {
+            plan,
+            masks,
+            pool,
+            levels,
+            keys,
+            key_counts,
+            logits,
+            partials,
+            found,
+            items,
+            item_scores,
+            item_codes,
+            log_sums,
+            best,
+        }
     }
 
     /// The regions.
@@ -149,6 +210,7 @@ pub struct DeviceBeams {
     /// Requests that are there; the others of the batch have no beams.
     live: usize,
     config: BeamConfig,
+    guide: Option<GuideRoom>,
     layout: Layout,
     memory: Memory,
     masks: Masks,
@@ -187,7 +249,19 @@ impl DeviceKernel {
         }
         let codes = (0..trie.levels()).map(|level| trie.spec().codes_at(level) as usize).collect();
         let (device, index) = (Arc::clone(device), Arc::clone(index));
-        Ok(Self { device, index, numbers, config: config.clone(), codes })
+        Ok(Self { device, index, numbers, config: config.clone(), codes, guide: None })
+    }
+
+    /// Guided with `weight` by scores of all items, which [`record`] is told the place of.
+    ///
+    /// # Errors
+    /// The weight is no share.
+    pub fn guided(mut self, weight: f32) -> Result<Self> {
+        if !(0.0..=1.0).contains(&weight) {
+            return Err(Error::config("guide", weight, "0 to 1"));
+        }
+        self.guide = Some(GuideRoom::new(&self.index.trie(), weight));
+        Ok(self)
     }
 
     /// Beams for `batch` requests, of which the first `live.len()` are there.
@@ -195,7 +269,8 @@ impl DeviceKernel {
     /// # Errors
     /// More masks than requests, masks that a device cannot have, or no room.
     pub fn start_padded(&self, batch: usize, live: &[LiveMask], score: ScoreMode) -> Result<DeviceBeams> {
-        let layout = Layout::new(batch, &self.codes, &self.config);
+        let guide = self.guide.as_ref().map_or(0, |guide| guide.nodes.iter().sum());
+        let layout = Layout::new(batch, &self.codes, &self.config, guide);
         let memory = Memory::new(&self.device, layout.plan.bytes())?;
         let mut beams = DeviceBeams {
             device: Arc::clone(&self.device),
@@ -204,6 +279,7 @@ impl DeviceKernel {
             batch,
             live: 0,
             config: BeamConfig { score, ..self.config.clone() },
+            guide: self.guide.clone(),
             layout,
             memory,
             masks: self.index.masks(&[])?,
@@ -292,8 +368,45 @@ impl DeviceBeams {
         self.device.write(self.memory.address() + from as u64, &garbage)
     }
 
+    /// What guides this search, made of the scores of all items; before the first step.
+    ///
+    /// # Errors
+    /// The kernel is not guided, or there are fewer scores than items.
+    pub fn guide(&self, scores: &ItemScores) -> Result<()> {
+        let Some(guide) = &self.guide else { return Err(Error::config("guide", "none", "a kernel that is guided")) };
+        let trie = self.index.trie();
+        if (scores.items as usize) < trie.bound() {
+            return Err(Error::shape("item scores", format!("{} or more", trie.bound()), scores.items));
+        }
+        let (levels, batch) = (trie.levels(), self.batch as u32);
+        let args = GuideArgs {
+            index: self.index.header(),
+            masks: self.at(self.layout.masks),
+            pool: self.at(self.layout.pool),
+            counts: self.at(self.layout.levels[0].counts),
+            scores: scores.scores,
+            log_sums: self.at(self.layout.log_sums),
+            best: self.at(self.layout.best),
+            stride: guide.nodes.iter().sum::<usize>() as u64,
+            items: scores.items,
+            lds: scores.pitch,
+            ..GuideArgs::default()
+        };
+        self.push(Launch::new("guide_sums", [batch, 1, 1], 256, 32 * 4, &args));
+        for level in (0..=levels).rev() {
+            let (at, below) = (guide.at(level) as u32, guide.at(level + 1) as u32);
+            let args = GuideArgs { level: level as u32, at, below, ..args };
+            let kernel = if level == levels { "guide_leaves" } else { "guide_level" };
+            self.push(Launch::new(kernel, [guide.nodes[level].div_ceil(256) as u32, batch, 1], 256, 0, &args));
+        }
+        Ok(())
+    }
+
     /// Puts the masks of the next requests in place, as many as are there.
     fn ask(&mut self, live: &[LiveMask]) -> Result<()> {
+        if self.guide.as_ref().is_some_and(|guide| !guide.holds(&self.index.trie())) {
+            return Err(Error::shape("nodes of a guided search", "room for a catalogue of its size", "a larger one"));
+        }
         if live.len() > self.batch {
             return Err(Error::shape("live masks", format!("one per request, {}", self.batch), live.len()));
         }
@@ -346,7 +459,11 @@ impl DeviceBeams {
             ldl: scores.pitch,
             tiles: scores.tiles,
             valid_only: u32::from(self.config.score == ScoreMode::ValidOnly),
-            pad: 0,
+            best: if self.guide.is_some() { self.at(self.layout.best) } else { 0 },
+            stride: self.guide.as_ref().map_or(0, |guide| guide.nodes.iter().sum::<usize>() as u64),
+            at: self.guide.as_ref().map_or(0, |guide| guide.at(level) as u32),
+            below: self.guide.as_ref().map_or(0, |guide| guide.at(level + 1) as u32),
+            weight: self.guide.as_ref().map_or(0.0, |guide| guide.weight),
         };
         self.push(Launch::new("expand", [parts as u32, self.batch as u32, 1], 256, BEST, &expand));
         let feed = self.state.lock().unwrap_or_else(PoisonError::into_inner).feed.take();
@@ -465,7 +582,8 @@ impl BeamKernel for DeviceKernel {
     }
 }
 
-/// Writes a whole search for `batch` requests down, `prologue` in front, and fixes it.
+/// Writes a whole search for `batch` requests down, `prologue` in front, and fixes it. `guidance`, for a guided kernel, is
+/// what the prologue leaves.
 ///
 /// # Errors
 /// As [`crate::search`].
@@ -475,9 +593,13 @@ pub fn record(
     prologue: Vec<Launch>,
     batch: usize,
     score: ScoreMode,
+    guidance: Option<&ItemScores>,
 ) -> Result<Recorded> {
     let mut beams = kernel.start_padded(batch, &[], score)?;
     prologue.into_iter().for_each(|launch| beams.push(launch));
+    if let Some(scores) = guidance {
+        beams.guide(scores)?;
+    }
     for (level, width) in kernel.config.widths.iter().enumerate() {
         let scores = scorer.score(level, &beams).map_err(|source| Error::Scorer { level, source })?;
         kernel.step(&mut beams, &scores, *width)?;

@@ -166,7 +166,9 @@ fn every_kernel_compiles_without_spills() {
     };
     let mut complaints = Vec::new();
     for arch in ["sm_80", "sm_90", "sm_90a"] {
-        for (unit, numbers) in UNITS.iter().flat_map(|unit| Numbers::ALL.map(|numbers| (unit, numbers))) {
+        for (unit, numbers) in
+            UNITS.iter().chain(TRAIN_UNITS).flat_map(|unit| Numbers::ALL.map(|numbers| (unit, numbers)))
+        {
             let compiled = compiler.compile(unit, numbers, arch).unwrap();
             assert_eq!(&compiled.cubin[..4], b"\x7fELF");
             for (kernel, usage) in unit.kernels.iter().zip(&compiled.usage) {

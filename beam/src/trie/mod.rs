@@ -167,7 +167,7 @@ impl Trie {
     }
 
     /// One more than the greatest item.
-    pub(crate) fn bound(&self) -> usize {
+    pub fn bound(&self) -> usize {
         self.bound as usize
     }
 

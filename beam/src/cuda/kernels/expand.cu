@@ -18,7 +18,12 @@ struct ExpandArgs {
     const u32* counts;
     u64* keys;
     u32* key_counts;
-    u32 level, beams, width, codes, ldl, tiles, valid_only, pad;
+    // Guidance: the best below every node (batch, stride) as guide.cu leaves it, or null; where the nodes of this level and
+    // of the next one begin; and the weight that it has.
+    const float* best;
+    u64 stride;
+    u32 level, beams, width, codes, ldl, tiles, valid_only, at, below;
+    float weight;
 };
 
 KERNEL(expand, 256, 2, ExpandArgs) {
@@ -33,7 +38,8 @@ KERNEL(expand, 256, 2, ExpandArgs) {
         best->limit = 0;
     }
     u32 rank = part + parts * warp, child = 0, end = 0, first = 0;
-    float base = 0.0f, norm = 0.0f, max = 0.0f, log_sum = 0.0f;
+    float base = 0.0f, norm = 0.0f, max = 0.0f, log_sum = 0.0f, above = 0.0f;
+    const float* guide = a.best ? a.best + b * a.stride : 0;
     const float* logits = a.logits;
     bool open = false;
     for (;;) {
@@ -55,6 +61,7 @@ KERNEL(expand, 256, 2, ExpandArgs) {
                 }
                 log_sum = ln_(sum);
                 base = a.scores[row];
+                above = guide && a.level > 0 ? guide[a.at + a.nodes[row]] : 0.0f;
                 first = rank * a.codes;
                 children(index, a.level, a.nodes[row], child, end);
                 norm = 0.0f;
@@ -80,7 +87,9 @@ KERNEL(expand, 256, 2, ExpandArgs) {
             u64 key = 0;
             if (c < end && leads_on(index, mask, a.pool, a.level + 1, c)) {
                 u32 code = code_of(index, a.level, c);
-                key = key_of(base + (((logits[code] - max) - log_sum) - norm), first + code);
+                float own = ((logits[code] - max) - log_sum) - norm;
+                if (guide) own = a.weight * (guide[a.below + c] - above) + (1.0f - a.weight) * own;
+                key = key_of(base + own, first + code);
             }
             offer(best, key);
             child += WARP;
