@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs on the machine with the GPU, in the folder that pack.sh made: self-test, sanitizer, and the searches of a small
-# model, within SECONDS_LEFT (560) seconds. Results go to OUT (results/): JSON, logs, nothing above 16 MB.
+# Runs on the machine with the GPU, in the folder that pack.sh made: self-test, sanitizer, training
+# of tiger and rqt and their searches, within SECONDS_LEFT (560) seconds. Results go to OUT (results/): JSON, logs, nothing above 16 MB.
 set -uo pipefail
 cd "$(dirname "$0")"
 out=${OUT:-results}
@@ -34,11 +34,20 @@ fi
 if [ -d data ] && [ "$(left)" -gt 120 ]; then
     items=$(ls data/items.*) interactions=$(ls data/interactions.*)
     ./sidrec sids build --items $items --out catalogue > "$out/sids.json" 2> "$out/sids.log"
-    timeout "$(left)" ./sidrec train --catalogue catalogue --interactions $interactions --model tiger --preset quick \
-        --time-limit 60 --out run > "$out/train.json" 2> "$out/train.log"
+    for model in tiger rqt; do
+        timeout 60 ./sidrec bench train --model $model --device cuda --json > "$out/bench-train-$model.json" \
+            2> "$out/bench-train-$model.log"
+        preset=default
+        [ $model = tiger ] && preset=grid
+        timeout "$(left)" ./sidrec train --catalogue catalogue --interactions $interactions --model $model \
+            --preset $preset --device cuda --time-limit $((($(left) - 60) / 2)) --out run-$model \
+            > "$out/train-$model.json" 2> "$out/train-$model.log"
+        echo "train $model: exit code $?" | tee -a "$out/summary.txt"
+        cp run-$model/metrics.jsonl "$out/metrics-$model.jsonl"
+    done
     for device in cuda cpu; do
-        timeout "$(left)" ./sidrec eval --run run --catalogue catalogue --interactions $interactions --device $device \
-            --report "$out/eval-$device.json" > /dev/null 2> "$out/eval-$device.log"
+        timeout "$(left)" ./sidrec eval --run run-tiger --catalogue catalogue --interactions $interactions \
+            --device $device --report "$out/eval-$device.json" > /dev/null 2> "$out/eval-$device.log"
         echo "eval on $device: exit code $?" | tee -a "$out/summary.txt"
     done
 fi

@@ -1,15 +1,15 @@
 //! A model whose requests run on a device where they can, and on the processor where they cannot.
 
-use super::model::DeviceModel;
+use super::model::{DeviceModel, ItemTable};
 use super::session::{Session, Size};
 use crate::Result;
 use crate::data::History;
-use crate::generative::{Generator, Search};
+use crate::generative::{Generator, Guidance, Search};
 use crate::rqt::PackedRqt;
 use crate::tiger::PackedTiger;
-use beam::cuda::{Device, DeviceIndex, DeviceKernel, Numbers};
+use beam::cuda::{Device, DeviceIndex, DeviceKernel, Numbers, guide_room};
 use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trace, Trie};
-use candle_core::Tensor;
+use candle_core::{Tensor, TensorId};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Requests that run at once; more are cut into such batches.
@@ -18,8 +18,11 @@ const MOST_REQUESTS: usize = 256;
 /// Programs that are kept, the last ones used.
 const PROGRAMS: usize = 24;
 
-/// A generative model on a device. What the device path does not know, traces, guidance by a dense head and masks of a
-/// catalogue that has changed since its index was built, is answered by the packed model.
+/// Numbers of guidance that all requests of a batch may take together: a gigabyte.
+const GUIDE_ROOM: usize = 1 << 28;
+
+/// A generative model on a device. What the device path does not know, traces and masks of a catalogue that has changed
+/// since its index was built, is answered by the packed model.
 pub struct DeviceGenerator<M> {
     packed: M,
     model: DeviceModel,
@@ -30,8 +33,10 @@ pub struct DeviceGenerator<M> {
 #[derive(Default)]
 struct State {
     index: Option<Arc<DeviceIndex>>,
-    /// Last used last.
-    programs: Vec<(Size, BeamConfig, Session)>,
+    /// Of the last guided search, by the identity of its table on the host.
+    guide: Option<(TensorId, ItemTable)>,
+    /// Last used last, with the weight of their guidance.
+    programs: Vec<(Size, BeamConfig, Option<f32>, Session)>,
 }
 
 impl DeviceGenerator<PackedTiger> {
@@ -60,7 +65,7 @@ impl<M> DeviceGenerator<M> {
     /// Kernels and bytes of the program that ran last.
     pub fn last_program(&self) -> Option<(usize, usize)> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.programs.last().map(|(_, _, session)| (session.nodes(), session.bytes()))
+        state.programs.last().map(|(.., session)| (session.nodes(), session.bytes()))
     }
 
     /// Lists by the device.
@@ -73,32 +78,54 @@ impl<M> DeviceGenerator<M> {
         trie: &Trie,
         config: &BeamConfig,
         live: &[LiveMask],
+        guidance: Option<&Guidance>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
         config.validate(trie.levels())?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         let index = self.index(state, trie)?;
+        self.put_guide(state, guidance)?;
+        let weight = guidance.map(|guidance| guidance.weight);
+        let guide_room = if guidance.is_some() { guide_room(trie).max(1) } else { 1 };
+        let most = (GUIDE_ROOM / guide_room).clamp(1, MOST_REQUESTS);
         let mut lists = Vec::with_capacity(histories.len());
-        for (histories, live) in histories.chunks(MOST_REQUESTS).zip(live.chunks(MOST_REQUESTS)) {
+        for (histories, live) in histories.chunks(most).zip(live.chunks(most)) {
             let positions = histories.iter().map(|history| self.model.read(*history).len()).max().unwrap_or(1);
             let size = Size::of(histories.len(), positions.min(self.model.longest).max(1));
-            let known = state.programs.iter().position(|(s, c, _)| *s == size && c == config);
+            let known = state.programs.iter().position(|(s, c, w, _)| (*s, *w) == (size, weight) && c == config);
             let program = if let Some(at) = known {
                 state.programs.remove(at)
             } else {
                 if state.programs.len() == PROGRAMS {
                     state.programs.remove(0);
                 }
-                let kernel = DeviceKernel::new(&self.device, &index, self.model.numbers, config)?;
-                let session = Session::new(&self.model, &self.device, &kernel, size, &config.widths, config.score)?;
-                (size, config.clone(), session)
+                let mut kernel = DeviceKernel::new(&self.device, &index, self.model.numbers, config)?;
+                if let Some(weight) = weight {
+                    kernel = kernel.guided(weight)?;
+                }
+                let guide = state.guide.as_ref().filter(|_| weight.is_some()).map(|(_, table)| table);
+                let (widths, score) = (&config.widths, config.score);
+                let session = Session::new(&self.model, &self.device, &kernel, size, widths, score, guide)?;
+                (size, config.clone(), weight, session)
             };
             state.programs.push(program);
-            if let Some((_, _, session)) = state.programs.last_mut() {
+            if let Some((.., session)) = state.programs.last_mut() {
                 lists.extend(session.run(&self.model, histories, live)?);
             }
         }
         Ok(lists)
+    }
+
+    /// Makes the table of `guidance` that of the device; programs of another one go.
+    fn put_guide(&self, state: &mut State, guidance: Option<&Guidance>) -> Result<()> {
+        let Some(guidance) = guidance else { return Ok(()) };
+        if state.guide.as_ref().is_some_and(|(id, _)| *id == guidance.table.id()) {
+            return Ok(());
+        }
+        state.programs.retain(|(_, _, weight, _)| weight.is_none());
+        state.guide = None;
+        state.guide = Some((guidance.table.id(), self.model.item_table(&guidance.table, &self.device)?));
+        Ok(())
     }
 
     /// The index of `trie`: in the place of the one before where it has the same shape, so that programs stay valid.
@@ -109,6 +136,10 @@ impl<M> DeviceGenerator<M> {
                 return Ok(Arc::clone(index));
             }
             if now.spec() == trie.spec() {
+                // Guided programs have room for a catalogue that grows a little, not for any.
+                if guide_room(&now) != guide_room(trie) {
+                    state.programs.retain(|(_, _, weight, _)| weight.is_none());
+                }
                 index.replace(trie)?;
                 return Ok(Arc::clone(index));
             }
@@ -124,7 +155,7 @@ impl<M> DeviceGenerator<M> {
 fn fits(search: &Search, trace: bool) -> bool {
     let widest = search.config.widths.iter().copied().max().unwrap_or(0);
     !trace
-        && search.guidance.is_none()
+        && search.guidance.is_none_or(|guidance| guidance.table.dims()[0] >= search.trie.bound())
         && widest <= beam::cuda::MAX_WIDTH
         && search.trie.levels() <= beam::cuda::MAX_LEVELS
         && !search.live.iter().any(LiveMask::is_changed)
@@ -154,7 +185,7 @@ impl<M: Generator> Generator for DeviceGenerator<M> {
         trace: Option<&mut Trace>,
     ) -> Result<Vec<Vec<Hypothesis>>> {
         if fits(search, trace.is_some()) {
-            return self.decode_on_device(histories, search.trie, search.config, search.live);
+            return self.decode_on_device(histories, search.trie, search.config, search.live, search.guidance);
         }
         self.packed.decode(histories, search, trace)
     }

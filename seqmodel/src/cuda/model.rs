@@ -7,6 +7,7 @@ use crate::nn::{Block, RelativeBias, RmsNorm};
 use crate::rqt::Rqt;
 use crate::tiger::Tiger;
 use beam::cuda::{Device, Memory, Numbers};
+use candle_core::Tensor;
 use std::sync::Arc;
 
 /// Positions of a history are padded to multiples of this.
@@ -65,7 +66,16 @@ pub(super) struct DeviceModel {
     /// Codes of each level.
     pub(super) level_codes: Vec<usize>,
     pub(super) heads: Vec<Matrix>,
+    /// Of the norm behind the history.
+    state_scales: Vec<f32>,
     reads: Reads,
+}
+
+/// What items are scored against for guidance, on a device.
+pub(super) struct ItemTable {
+    /// (items in steps of 8, dim).
+    pub(super) matrix: Matrix,
+    pub(super) items: usize,
 }
 
 /// Which rows of `inputs` a history is.
@@ -88,6 +98,15 @@ impl DeviceModel {
                 items[items.len().saturating_sub(*cap)..].iter().map(|item| item.0).collect()
             }
         }
+    }
+
+    /// A table of items, (items, dim), for the states of the newest positions, the norm in front folded in.
+    pub(super) fn item_table(&self, table: &Tensor, device: &Arc<dyn Device>) -> Result<ItemTable> {
+        let host = Host::new(table)?;
+        let items = host.rows();
+        let packer = Packer { device, numbers: self.numbers };
+        let matrix = packer.matrix(items, self.dim, |item, i| host.at(item, i) * self.state_scales[i])?;
+        Ok(ItemTable { matrix, items })
     }
 
     pub(super) fn tiger(model: &Tiger, device: &Arc<dyn Device>, numbers: Numbers) -> Result<Self> {
@@ -119,6 +138,7 @@ impl DeviceModel {
             level_starts: (0..levels).map(|level| model.level_rows(level).start as u32).collect(),
             level_codes: (0..levels).map(|level| model.level_rows(level).len()).collect(),
             heads: (0..levels).map(head).collect::<Result<_>>()?,
+            state_scales: scales(encoder_norm)?,
             reads: Reads::Tokens(Box::new(model.clone())),
         })
     }
@@ -133,7 +153,7 @@ impl DeviceModel {
         let state_scales = scales(parts.norm)?;
         let bridge = Host::new(parts.bridge.weight())?;
         let reach = config.history_cap.next_multiple_of(SEQ_STEP);
-        let head = |head: &candle_core::Tensor| {
+        let head = |head: &Tensor| {
             let host = Host::new(head)?;
             packer.matrix(host.rows(), dim, |code, i| host.at(code, i) * head_scales[i])
         };
@@ -157,6 +177,7 @@ impl DeviceModel {
             level_starts: model.level_starts().to_vec(),
             level_codes: heads.iter().map(|head| head.dim(0)).collect::<candle_core::Result<_>>()?,
             heads: heads.iter().map(head).collect::<Result<_>>()?,
+            state_scales: state_scales.clone(),
             reads: Reads::Items { cap: config.history_cap },
         })
     }

@@ -4,13 +4,13 @@
 //! three for scores and selection. Rows of requests that are not there are computed along and looked at by no one.
 
 use super::launch;
-use super::model::{DeviceModel, First, Look, SEQ_STEP};
+use super::model::{DeviceModel, First, ItemTable, Look, SEQ_STEP};
 use super::weights::{DeviceBlock, STEP};
 use crate::data::History;
 use crate::{Error, Result};
 use beam::cuda::{
     ADD, AttendArgs, Device, DeviceBeams, DeviceKernel, DeviceScores, EmbedArgs, FLOATS, Feed, FeedForwardArgs, HEADS,
-    HeadArgs, Launch, Memory, NORM, PathArgs, Plan, ProductArgs, RELU, Recorded, Region, bucket, record,
+    HeadArgs, ItemScores, Launch, Memory, NORM, PathArgs, Plan, ProductArgs, RELU, Recorded, Region, bucket, record,
 };
 use beam::{BoxError, Hypothesis, LiveMask, ScoreMode, StepScorer};
 use std::sync::Arc;
@@ -52,10 +52,12 @@ pub(super) struct Activations {
     x: Region,
     /// Per block of the decoder and level: (rows, 2 * width).
     cache: Region,
+    /// Of guidance: (batch, items in steps of 8).
+    item_scores: Region,
 }
 
 impl Activations {
-    pub(super) fn new(model: &DeviceModel, size: Size, widths: &[usize]) -> Self {
+    pub(super) fn new(model: &DeviceModel, size: Size, widths: &[usize], items: usize) -> Self {
         let mut plan = Plan::default();
         let (number, dim) = (model.numbers.bytes(), model.dim_pad());
         let rows = size.batch * size.seq;
@@ -85,6 +87,7 @@ impl Activations {
             ),
             x: plan.take("x", beams * dim, 4),
             cache: plan.take("cache", model.decoder.len() * widths.len() * beams * 2 * width, number),
+            item_scores: plan.take("item scores", size.batch * items, 4),
             plan,
         }
     }
@@ -137,13 +140,19 @@ impl Session {
         size: Size,
         widths: &[usize],
         score: ScoreMode,
+        guide: Option<&ItemTable>,
     ) -> Result<Self> {
-        let places = Activations::new(model, size, widths);
+        let places = Activations::new(model, size, widths, guide.map_or(0, |guide| guide.matrix.rows as usize));
         let memory = Memory::new(device, places.plan.bytes())?;
         let beams = size.batch * widths.iter().copied().max().unwrap_or(1);
         let mut writer = Writer { model, size, places: &places, base: memory.address(), levels: widths.len(), beams };
-        let prologue = writer.encode();
-        let recorded = record(kernel, &mut writer, prologue, size.batch, score)?;
+        let mut prologue = writer.encode();
+        let scores = guide.map(|guide| {
+            prologue.push(writer.item_scores(guide));
+            let scores = writer.at(writer.places.item_scores);
+            ItemScores { scores, pitch: guide.matrix.rows, items: guide.items as u32 }
+        });
+        let recorded = record(kernel, &mut writer, prologue, size.batch, score, scores.as_ref())?;
         Ok(Self { size, recorded, places, memory, device: Arc::clone(device) })
     }
 
@@ -361,6 +370,27 @@ impl Writer<'_> {
             head_dim: heads.dim as u32,
             ..ProductArgs::default()
         }))
+    }
+
+    /// Scores of all items by the state after the newest position.
+    fn item_scores(&self, guide: &ItemTable) -> Launch {
+        let (model, places, matrix) = (self.model, self.places, &guide.matrix);
+        self.product(&ProductArgs {
+            x: self.at(places.states),
+            row_ids: self.at(places.newest),
+            w: matrix.address(),
+            y0: self.at(places.item_scores),
+            rows: self.size.batch as u32,
+            inputs: matrix.pitch,
+            dim: model.dim as u32,
+            cols: matrix.rows,
+            ldx: model.dim_pad() as u32,
+            ldw: matrix.pitch,
+            ld0: matrix.rows,
+            split: matrix.rows,
+            flags: NORM | FLOATS,
+            ..ProductArgs::default()
+        })
     }
 
     /// The decoder's first input.

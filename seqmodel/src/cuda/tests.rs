@@ -1,7 +1,7 @@
 //! Kernels against plain loops, and whole requests against the packed models, on the emulator.
 
 use super::*;
-use crate::generative::{Generator, Search};
+use crate::generative::{Generator, Guidance, Search};
 use crate::nn::{Parameters, exp};
 use crate::rqt::{PackedRqt, Rqt, RqtConfig};
 use crate::tiger::{PackedTiger, Tiger, TigerConfig};
@@ -357,29 +357,67 @@ proptest! {
         }
     }
 
-    /// The same of RQT, whose decoder looks back to some states of a history read item by item.
+    /// The same of RQT, whose decoder looks back to some states of a history read item by item, with and without guidance
+    /// by its dense head, from program to program and after another catalogue has been put in place.
     #[test]
     fn rqt_on_a_device_is_rqt(
         seed: u64, heads in 1usize..4, hidden in 1usize..60, layers in 1usize..3, look_back in 1usize..5,
-        width in 1usize..24, raw in prop::collection::vec(prop::collection::vec(0u32..200, 1..9), 1..5),
+        width in 1usize..24, valid_only: bool, weights in prop::collection::vec(0.0f32..1.2, 2),
+        raw in prop::collection::vec(prop::collection::vec(0u32..200, 1..9), 1..5),
     ) {
         let Some(device) = emulator(seed) else { return Ok(()) };
         let features = features(200);
         let config = RqtConfig {
             dim: 24, heads, head_dim: 10, hidden, layers: 2, decoder_layers: layers, look_back, history_cap: 6,
-            content: false, item_embedding: true, ..RqtConfig::default()
+            content: false, item_embedding: true, dense_weight: 1.0, valid_only, ..RqtConfig::default()
         };
         let model = Rqt::new(&config, features.clone(), &Parameters::new(seed).builder()).unwrap();
-        let trie = Trie::build(features.sids()).unwrap();
-        let histories = histories(&raw);
-        let histories: Vec<History> = histories.iter().map(History::from).collect();
-        let live = vec![LiveMask::all(&trie); histories.len()];
-        let beams = BeamConfig::uniform(width, trie.levels(), width);
-        let search = Search { trie: &trie, config: &beams, live: &live, guidance: None };
-        let expected = PackedRqt::new(&model).unwrap().decode(&histories, &search, None).unwrap();
+        let packed = PackedRqt::new(&model).unwrap();
         let generator = DeviceGenerator::rqt(PackedRqt::new(&model).unwrap(), &device, Numbers::F32).unwrap();
-        same_lists(&generator.decode(&histories, &search, None).unwrap(), &expected, F32_TOLERANCE);
+        let (histories, table) = (histories(&raw), model.dense_table().unwrap().unwrap());
+        let histories: Vec<History> = histories.iter().map(History::from).collect();
+        let score = packed.score_mode();
+        for (items, weight) in [(200, None), (200, Some(weights[0].min(1.0))), (150, Some(weights[1].min(1.0))), (150, None)] {
+            let codes = (0..items).flat_map(|item| features.codes(ItemIdx(item)).to_vec()).collect();
+            let trie = Trie::build(&SidTable::new(features.spec().clone(), codes).unwrap()).unwrap();
+            let live: Vec<_> = histories.iter().map(|h| LiveMask::all(&trie).without(&trie, h.items)).collect();
+            let beams = BeamConfig { score, ..BeamConfig::uniform(width, trie.levels(), width) };
+            let guidance = weight.map(|weight| Guidance { table: table.clone(), weight });
+            let search = Search { trie: &trie, config: &beams, live: &live, guidance: guidance.as_ref() };
+            let expected = packed.decode(&histories, &search, None).unwrap();
+            same_lists(&generator.decode(&histories, &search, None).unwrap(), &expected, F32_TOLERANCE);
+        }
     }
+}
+
+/// Guidance runs on the device: embedding, 4 a block, the bridge, 3 a level and block, scores of items, a kernel a level of
+/// the trie and one more; the server's searches are of this kind.
+#[test]
+fn guided_searches_run_on_the_device() {
+    let Some(device) = emulator(1) else { return };
+    let features = features(300);
+    let config = RqtConfig {
+        dim: 32,
+        heads: 1,
+        head_dim: 32,
+        layers: 1,
+        content: false,
+        dense_weight: 1.0,
+        guide: 0.9,
+        ..RqtConfig::default()
+    };
+    let model = Rqt::new(&config, features.clone(), &Parameters::new(5).builder()).unwrap();
+    let trie = Trie::build(features.sids()).unwrap();
+    let generator = DeviceGenerator::rqt(PackedRqt::new(&model).unwrap(), &device, Numbers::F32).unwrap();
+    let (live, config) = ([LiveMask::all(&trie)], BeamConfig::uniform(5, trie.levels(), 5));
+    let (history, table) = ([ItemIdx(3), ItemIdx(7)], model.dense_table().unwrap().unwrap());
+    let run = |guidance: Option<&Guidance>| {
+        let search = Search { trie: &trie, config: &config, live: &live, guidance };
+        generator.decode(&[History::from(&history)], &search, None).unwrap();
+        generator.last_program().unwrap().0
+    };
+    let plain = run(None);
+    assert_eq!(run(Some(&Guidance { table, weight: 0.9 })), plain + 1 + 1 + trie.levels() + 1);
 }
 
 /// The paper's size takes the nodes that were counted for it, and threads in another order give the same bits.
@@ -395,8 +433,9 @@ fn a_request_of_the_papers_size_is_few_kernels() {
         let packed = PackedTiger::new(&model).unwrap();
         let generator = DeviceGenerator::tiger(packed, device, Numbers::Bf16).unwrap();
         let config = BeamConfig::uniform(5, trie.levels(), 5);
-        let lists =
-            generator.decode_on_device(&[History::from(&history)], &trie, &config, &[LiveMask::all(&trie)]).unwrap();
+        let lists = generator
+            .decode_on_device(&[History::from(&history)], &trie, &config, &[LiveMask::all(&trie)], None)
+            .unwrap();
         (lists, generator.last_program().unwrap())
     };
     let (first, (nodes, bytes)) = decode(&device);

@@ -3,6 +3,7 @@
 use super::math::vectorized;
 use super::matrix::Matrix;
 use super::{Linear, values, with_values};
+use beam::cuda::train::DropArgs;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
@@ -59,14 +60,14 @@ pub fn dropout_add(residual: &Tensor, x: &Tensor, p: f32, mode: Mode) -> Result<
 
 /// Which elements survive, as a function of key and position.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Drop {
+pub(crate) struct Drop {
     key: u64,
     keep: f32,
     threshold: u32,
 }
 
 impl Drop {
-    pub(super) fn new(p: f32, mode: Mode) -> Self {
+    pub(crate) fn new(p: f32, mode: Mode) -> Self {
         match mode {
             Mode::Train(keys) if p > 0.0 => {
                 let keep = 1.0 - p;
@@ -76,8 +77,17 @@ impl Drop {
         }
     }
 
+    /// The same on a device.
+    pub(crate) fn on_device(&self) -> DropArgs {
+        if self.active() {
+            DropArgs { key: self.key, threshold: self.threshold, kept: 1.0 / self.keep }
+        } else {
+            DropArgs::NONE
+        }
+    }
+
     /// Whether anything is dropped.
-    pub(super) fn active(&self) -> bool {
+    pub(crate) fn active(&self) -> bool {
         self.keep < 1.0
     }
 

@@ -17,6 +17,7 @@ mod unit;
 pub use attention::{Attention, AttentionShape, Keys};
 pub use block::{Block, Memory};
 pub use embedding::{NO_ROW, embedding_sum};
+pub(crate) use feed_forward::Drop;
 pub use feed_forward::{FeedForward, dropout, dropout_add};
 pub use linear::Linear;
 pub(crate) use linear::project;

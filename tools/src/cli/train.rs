@@ -4,10 +4,10 @@ use super::{RejectArgs, json_line, print};
 use crate::catalogue::Catalogue;
 use crate::config::Layers;
 use crate::error::{Fault, fault};
-use crate::gpu::DeviceChoice;
+use crate::gpu::{self, DeviceChoice};
 use crate::interrupt::Interrupt;
 use crate::jobs::train;
-use crate::models::RunConfig;
+use crate::models::{RunConfig, trains_on_a_device};
 use crate::table::read_interactions;
 use anyhow::Result;
 use clap::Args;
@@ -47,7 +47,7 @@ pub(super) struct TrainArgs {
     /// Go on from the newest checkpoint in the run directory
     #[arg(long)]
     resume: bool,
-    /// Where to compute
+    /// Where to train; tiger, rqt and hybrid can be trained on a GPU
     #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
     device: DeviceChoice,
     /// Print every value with its origin and stop
@@ -75,12 +75,20 @@ pub(super) fn train_model(args: &TrainArgs) -> Result<()> {
     if args.print_config {
         return print(&layers.print());
     }
-    if args.device == DeviceChoice::Cuda {
-        return Err(fault(Fault::Usage, "--device cuda: this build trains on the CPU only; use --device auto or cpu"));
-    }
+    let name = config.model.name();
+    let device = match args.device {
+        DeviceChoice::Cuda if !trains_on_a_device(name) => {
+            let reason = format!("--device cuda: {name} trains on the processor; use --device auto or cpu");
+            return Err(fault(Fault::Usage, reason));
+        }
+        // Nobody need hear of a device that would not be used.
+        _ if !trains_on_a_device(name) => None,
+        choice => gpu::device(choice)?,
+    };
     let catalogue = Catalogue::open(&args.catalogue)?;
     let interactions = read_interactions(&args.interactions, &catalogue.keys, &args.rejects.options())?;
-    let outcome = train::run(&config, &catalogue, &interactions, &args.out, args.resume, &Interrupt::install()?)?;
+    let outcome =
+        train::run(&config, &catalogue, &interactions, &args.out, args.resume, device, &Interrupt::install()?)?;
     json_line(&serde_json::json!({
         "model": config.model.name(),
         "stop": outcome.stop,

@@ -3,12 +3,16 @@
 use super::{compiler, gpu};
 use crate::error::{Fault, fault};
 use anyhow::Result;
-use beam::cuda::{Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, UNITS, twin};
+use beam::cuda::{
+    Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, TRAIN_UNITS, UNITS, Unit, twin,
+};
 use beam::{BeamConfig, LiveMask, ScoreMode, Trie};
-use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
-use seqmodel::cuda::DeviceGenerator;
+use candle_core::Tensor;
+use rqvae::{AdamWConfig, Code, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, mix};
+use seqmodel::cuda::{DeviceBatch, DeviceGenerator, DeviceLearner, DeviceTrainer};
 use seqmodel::nn::Parameters;
-use seqmodel::tiger::{PackedTiger, Tiger, TigerConfig};
+use seqmodel::tiger::{PackedTiger, Sample, Tiger, TigerConfig};
+use seqmodel::train::Engine;
 use seqmodel::{Generator, History, ItemFeatures, Search};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -53,7 +57,7 @@ pub struct SelfTest {
 pub fn compile_only() -> Result<SelfTest> {
     let compiler = compiler().map_err(|e| fault(Fault::Usage, format!("{e}; SIDREC_NVRTC may name its folder")))?;
     let mut test = SelfTest { device: "none".into(), arch: ARCHS.join(","), ..SelfTest::default() };
-    for (arch, unit) in ARCHS.iter().flat_map(|arch| UNITS.iter().map(move |unit| (arch, unit))) {
+    for (arch, unit) in ARCHS.iter().flat_map(|arch| all_units().map(move |unit| (arch, unit))) {
         for numbers in Numbers::ALL {
             let compiled = compiler.compile(unit, numbers, arch)?;
             for (kernel, usage) in unit.kernels.iter().zip(&compiled.usage) {
@@ -75,7 +79,7 @@ pub fn self_test(budget: Duration) -> Result<SelfTest> {
     let device: Arc<dyn Device> = Arc::new(gpu.clone());
     let mut test = SelfTest { device: gpu.name(), arch: gpu.arch().into(), ..SelfTest::default() };
     let compiler = compiler()?;
-    for (unit, numbers) in UNITS.iter().flat_map(|unit| Numbers::ALL.map(|numbers| (unit, numbers))) {
+    for (unit, numbers) in all_units().flat_map(|unit| Numbers::ALL.map(|numbers| (unit, numbers))) {
         let compiled = compiler.compile(unit, numbers, gpu.arch())?;
         test.kernels_compiled += unit.kernels.len();
         let complaints = unit.kernels.iter().zip(&compiled.usage).filter_map(|(kernel, usage)| usage.complaint(kernel));
@@ -83,12 +87,14 @@ pub fn self_test(budget: Duration) -> Result<SelfTest> {
     }
     test.selection_twins(&device);
     test.model_twins(&device);
+    test.training_twins(&device);
     type Bench = fn(&mut SelfTest, &Gpu) -> Result<()>;
-    let benches: [(&str, Bench); 5] = [
+    let benches: [(&str, Bench); 6] = [
         ("graph node", SelfTest::nodes),
         ("copies", SelfTest::copies),
         ("selection, 1M x 8 x 2048", |test, gpu| test.selection(gpu, 1_000_000)),
         ("TIGER", SelfTest::tiger),
+        ("training of TIGER", SelfTest::training),
         ("selection, 20M x 8 x 2048", |test, gpu| test.selection(gpu, 20_000_000)),
     ];
     for (name, bench) in benches {
@@ -99,6 +105,11 @@ pub fn self_test(budget: Duration) -> Result<SelfTest> {
         }
     }
     Ok(test)
+}
+
+/// Kernels of search and of training.
+fn all_units() -> impl Iterator<Item = &'static Unit> {
+    UNITS.iter().chain(TRAIN_UNITS)
 }
 
 /// Number `at` of a fixed sequence.
@@ -178,8 +189,8 @@ impl SelfTest {
                     let search = Search { trie: &trie, config: &config, live: &live, guidance: None };
                     let expected = PackedTiger::new(&model)?.decode(&histories, &search, None)?;
                     // Twice: what the first run left must not matter.
-                    generator.decode_on_device(&histories[..1], &trie, &config, &live[..1])?;
-                    let found = generator.decode_on_device(&histories, &trie, &config, &live)?;
+                    generator.decode_on_device(&histories[..1], &trie, &config, &live[..1], None)?;
+                    let found = generator.decode_on_device(&histories, &trie, &config, &live, None)?;
                     let mut worst: f32 = 0.0;
                     for (found, expected) in found.iter().zip(&expected) {
                         if found.len() != expected.len() {
@@ -195,6 +206,58 @@ impl SelfTest {
                 self.note(&format!("TIGER in {numbers}, {requests} requests, {width} beams"), run());
             }
         }
+    }
+
+    /// Loss and gradients of a batch against candle's on the processor.
+    fn training_twins(&mut self, device: &Arc<dyn Device>) {
+        for (numbers, allowed) in [(Numbers::F32, 1e-3), (Numbers::Bf16, 0.2)] {
+            let run = || -> Result<Option<String>> {
+                let (model, params, samples) = trainable(64)?;
+                let rows: Vec<&Sample> = samples.iter().collect();
+                let keys = || StepKeys::new(&SeededRng::new(4), 2);
+                let loss = model.loss(&rows, Mode::Train(&keys()))?;
+                let expected = loss.backward()?;
+                let model_ref = DeviceLearner::Tiger(&model);
+                let mut trainer = DeviceTrainer::new(device, numbers, model_ref, &params, AdamWConfig::default(), 0.0)?;
+                let batch = || DeviceBatch::Tiger(model.prepare(&rows));
+                // Twice: what the first run left must not matter.
+                trainer.gradients(vec![(1.0, batch())], &keys())?;
+                let found = trainer.gradients(vec![(1.0, batch())], &keys())?;
+                let (loss, grads) = (f64::from(loss.to_scalar::<f32>()?), trainer.grads()?);
+                let squares =
+                    |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?)) };
+                let (mut apart, mut all) = (0.0, 0.0);
+                for (name, var) in params.all() {
+                    if let Some(expected) = expected.get(&var) {
+                        apart += squares(&(expected - &grads[&name])?)?;
+                        all += squares(expected)?;
+                    }
+                }
+                let (of_loss, of_grads) = ((found - loss).abs() / loss, (apart / all).sqrt());
+                // No number is not fine either.
+                let fine = of_loss <= allowed && of_grads <= allowed;
+                let reason = || format!("loss {of_loss:.1e} and gradients {of_grads:.1e} off, {allowed} is allowed");
+                Ok((!fine).then(reason))
+            };
+            self.note(&format!("training step of TIGER in {numbers}"), run());
+        }
+    }
+
+    /// Steps of TIGER's size, batch 256.
+    fn training(&mut self, gpu: &Gpu) -> Result<()> {
+        let device: Arc<dyn Device> = Arc::new(gpu.clone());
+        let (model, params, samples) = trainable(1024)?;
+        let model_ref = DeviceLearner::Tiger(&model);
+        let mut trainer = DeviceTrainer::new(&device, Numbers::Bf16, model_ref, &params, AdamWConfig::default(), 0.0)?;
+        let parts = json!({"model": "tiger", "batch": 256, "parameters": params.count()});
+        self.time("train", &parts, 256.0, |at| {
+            let rows: Vec<&Sample> = samples.iter().skip(at % 4 * 256).take(256).collect();
+            let keys = StepKeys::new(&SeededRng::new(4), at as u64);
+            trainer.gradients(vec![(1.0, DeviceBatch::Tiger(model.prepare(&rows)))], &keys)?;
+            trainer.update(1e-3, at as u64)?;
+            Ok(gpu.wait()?)
+        })?;
+        Ok(())
     }
 
     /// Seconds a run, sorted, of something that waits for the device.
@@ -265,7 +328,7 @@ impl SelfTest {
         let config = BeamConfig::uniform(70, 8, 10);
         let kernel = DeviceKernel::new(&device, &index, Numbers::F32, &config)?;
         let mut scorer = There(Arc::clone(&device));
-        let mut recorded = record(&kernel, &mut scorer, Vec::new(), 2, ScoreMode::FullVocab)?;
+        let mut recorded = record(&kernel, &mut scorer, Vec::new(), 2, ScoreMode::FullVocab, None)?;
         let live = vec![LiveMask::all(&trie); 2];
         let params = json!({ "items": items, "levels": 8, "codebook_size": 2048, "batch": 2, "beam": 70,
             "nodes": recorded.nodes(), "index_bytes": index.bytes() });
@@ -289,7 +352,7 @@ impl SelfTest {
             let ask = |turn: usize| -> Result<()> {
                 let some = &all[turn % all.len()];
                 let some: Vec<History> = some[some.len() - batch..].iter().map(History::from).collect();
-                generator.decode_on_device(&some, &trie, &config, &live)?;
+                generator.decode_on_device(&some, &trie, &config, &live, None)?;
                 Ok(())
             };
             ask(0)?;
@@ -300,6 +363,23 @@ impl SelfTest {
         }
         Ok(())
     }
+}
+
+/// TIGER of the paper's size over made-up items, its parameters, and samples of full histories.
+fn trainable(samples: usize) -> Result<(Tiger, Parameters, Vec<Sample>)> {
+    let params = Parameters::new(1);
+    let (model, _) = paper(12_101)?;
+    let model = Tiger::new(
+        &TigerConfig { dropout: 0.1, ..model.config().clone() },
+        model.features().clone(),
+        &params.builder(),
+    )?;
+    let sample = |(at, history): (usize, Vec<ItemIdx>)| Sample {
+        history,
+        user: None,
+        target: ItemIdx((draw(11, at as u64) % 12_000) as u32),
+    };
+    Ok((model, params, histories(samples, 20).into_iter().enumerate().map(sample).collect()))
 }
 
 /// TIGER of the paper's size with weights as they are drawn, over `items` made-up items.

@@ -88,7 +88,7 @@ mod tests {
         let mut config = RunConfig::preset(model, "quick")?;
         (config.train.max_epochs, config.train.eval_users) = (1, 20);
         let interrupt = crate::interrupt::Interrupt::install()?;
-        train::run(&config, &built.catalogue, &interactions, &at("run"), false, &interrupt)?;
+        train::run(&config, &built.catalogue, &interactions, &at("run"), false, None, &interrupt)?;
 
         pack(&at("run"), &at("catalogue"), &at("packed"), false)?;
         let small = Catalogue::open(&at("packed").join("catalogue"))?;

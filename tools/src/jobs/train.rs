@@ -8,6 +8,7 @@ use crate::models::{Model, ModelConfig, Observer, RunConfig};
 use crate::progress::Stage;
 use crate::table::Interactions;
 use anyhow::{Context, Result};
+use beam::cuda::Device;
 use candle_core::Tensor;
 use fs4::fs_std::FileExt;
 use rqvae::{CheckpointDir, SeededRng};
@@ -199,7 +200,7 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Trains into the run directory `out`.
+/// Trains into the run directory `out`, on `device` where there is one that the model can be trained on.
 ///
 /// # Errors
 /// Cannot create when `out` is in use or holds a run and `resume` is not set; interrupted after a clean checkpoint.
@@ -209,6 +210,7 @@ pub fn run(
     interactions: &Interactions,
     out: &Path,
     resume: bool,
+    device: Option<Arc<dyn Device>>,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     config.validate()?;
@@ -233,7 +235,7 @@ pub fn run(
         drop_unsaved(&path, Done::of(&checkpoints)?.step)?;
     }
     let mut metrics = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| cannot_create(&path, e))?;
-    let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?;
+    let model = Model::new(&config.model, &features(catalogue)?, config.train.seed)?.on(device);
     let name = format!("train {}", config.model.name());
     let mut recorder = Recorder::new(&name, &config.train, Some(&mut metrics));
     if resume {

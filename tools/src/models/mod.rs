@@ -9,8 +9,8 @@ use crate::gpu::{self, DeviceChoice};
 use anyhow::{Result, anyhow};
 use beam::Trie;
 use beam::cuda::{Device, Numbers};
-use rqvae::ItemIdx;
-use seqmodel::cuda::DeviceGenerator;
+use rqvae::{ItemIdx, Mode, SeededRng, StepKeys};
+use seqmodel::cuda::{DeviceBatch, DeviceGenerator, DeviceLearner, DeviceSamples, DeviceTrainer, DeviceWindows};
 use seqmodel::data::{Window, windows};
 use seqmodel::dense::{SasRec, SasRecRetriever, TwoTower, TwoTowerRetriever};
 use seqmodel::hybrid::{Hybrid, HybridConfig, HybridRetriever};
@@ -18,11 +18,8 @@ use seqmodel::nn::Parameters;
 use seqmodel::retrieve::Retriever;
 use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
 use seqmodel::tiger::{PackedTiger, Sample, Tiger, samples};
-use seqmodel::train::{EpochRecord, Identity, Outcome, TrainConfig, Trainer, Validation};
-use seqmodel::{
-    Generative, HybridObjective, ItemFeatures, LeaveOneOut, Precision, RqtObjective, SasRecObjective, Split,
-    TigerObjective, TwoTowerObjective,
-};
+use seqmodel::train::{Engine, EpochRecord, Identity, Objective, Outcome, Prepared, TrainConfig, Trainer, Validation};
+use seqmodel::{Generative, ItemFeatures, LeaveOneOut, Precision, SampleObjective, Split, WindowObjective};
 use std::sync::Arc;
 
 enum Network {
@@ -227,6 +224,32 @@ impl Model {
         self.device.as_ref()
     }
 
+    /// Trained and validated on `device`, where there is one and the model can be.
+    #[must_use]
+    pub fn on(mut self, device: Option<Arc<dyn Device>>) -> Self {
+        self.device = device.filter(|_| trains_on_a_device(self.config.name()));
+        self
+    }
+
+    /// The model as a device trains it, and its batches.
+    fn on_device<'a>(
+        &'a self,
+        data: &'a TrainingData,
+    ) -> Option<(DeviceLearner<'a>, Box<dyn Objective<DeviceBatch> + 'a>)> {
+        Some(match (&self.network, data) {
+            (Network::Tiger(model), TrainingData::Samples(samples)) => {
+                (DeviceLearner::Tiger(model), Box::new(DeviceSamples { model, samples }))
+            }
+            (Network::Rqt(model), TrainingData::Windows(windows)) => {
+                (DeviceLearner::Rqt(model), Box::new(DeviceWindows { model, windows }))
+            }
+            (Network::Hybrid(hybrid), TrainingData::Windows(windows)) => {
+                (DeviceLearner::Hybrid(hybrid), Box::new(DeviceWindows { model: hybrid.rqt(), windows }))
+            }
+            _ => return None,
+        })
+    }
+
     /// Trains on `split`; at the end the parameters are the best ones unless it was interrupted.
     #[expect(clippy::too_many_arguments, reason = "one call per run; each argument is a thing of its own")]
     pub fn train(
@@ -248,14 +271,14 @@ impl Model {
             Network::TwoTower(towers) => TrainingData::Windows(windows(split, towers.config().history_cap)),
             Network::Hybrid(hybrid) => TrainingData::Windows(windows(split, hybrid.config().rqt.history_cap)),
         };
-        let objective: Box<dyn seqmodel::train::Objective + '_> = match (&self.network, &data) {
-            (Network::Rqt(model), TrainingData::Windows(windows)) => Box::new(RqtObjective { model, windows }),
-            (Network::Sasrec(model), TrainingData::Windows(windows)) => Box::new(SasRecObjective { model, windows }),
-            (Network::Tiger(model), TrainingData::Samples(samples)) => Box::new(TigerObjective { model, samples }),
-            (Network::TwoTower(model), TrainingData::Windows(windows)) => {
-                Box::new(TwoTowerObjective { model, windows })
+        let objective: Box<dyn Objective<Prepared<'_>> + '_> = match (&self.network, &data) {
+            (Network::Rqt(model), TrainingData::Windows(windows)) => Box::new(WindowObjective { model, windows }),
+            (Network::Sasrec(model), TrainingData::Windows(windows)) => Box::new(WindowObjective { model, windows }),
+            (Network::Tiger(model), TrainingData::Samples(samples)) => Box::new(SampleObjective { model, samples }),
+            (Network::TwoTower(model), TrainingData::Windows(windows)) => Box::new(WindowObjective { model, windows }),
+            (Network::Hybrid(model), TrainingData::Windows(windows)) => {
+                Box::new(WindowObjective { model: &**model, windows })
             }
-            (Network::Hybrid(model), TrainingData::Windows(windows)) => Box::new(HybridObjective { model, windows }),
             _ => anyhow::bail!("model and training data do not belong together"),
         };
         let mut trainer = Trainer::new(config, &self.params, identity);
@@ -274,17 +297,55 @@ impl Model {
             *failure.borrow_mut() = Some(error);
             short
         };
-        let outcome = trainer.run(
-            objective.as_ref(),
-            resume,
-            &mut || validate(self).map_err(keep),
-            &mut |done, of, loss| observer.borrow_mut().step(done, of, loss),
-            &mut |record| observer.borrow_mut().epoch(record).map_err(keep),
-            interrupted,
-        );
+        let mut validate = || validate(self).map_err(keep);
+        let mut step = |done, of, loss| observer.borrow_mut().step(done, of, loss);
+        let mut epoch = |record: &EpochRecord| observer.borrow_mut().epoch(record).map_err(keep);
+        let outcome = match self.device.as_ref().zip(self.on_device(&data)) {
+            None => trainer.run(objective.as_ref(), resume, &mut validate, &mut step, &mut epoch, interrupted),
+            Some((device, (model, batches))) => {
+                let (adamw, ema) = (config.adamw(), config.ema_decay);
+                let engine = || DeviceTrainer::new(device, Numbers::Bf16, model, &self.params, adamw, ema);
+                agree(&mut engine()?, batches.as_ref(), objective.as_ref())?;
+                let (mut engine, batches) = (engine()?, batches.as_ref());
+                trainer.run_on(&mut engine, batches, resume, &mut validate, &mut step, &mut epoch, interrupted)
+            }
+        };
         match failure.into_inner() {
             Some(error) => Err(error),
             None => Ok(outcome?),
         }
     }
+}
+
+/// Whether a model of that name can be trained on a GPU; the others are trained on the processor.
+pub fn trains_on_a_device(name: &str) -> bool {
+    matches!(name, "tiger" | "rqt" | "hybrid")
+}
+
+/// Samples whose loss is taken on both sides before training begins on a device.
+const COMPARED: u32 = 16;
+
+/// How far the two losses may be apart, as a share: products of eight bits on one side.
+const APART: f64 = 0.05;
+
+/// Refuses a device that does not compute what the processor does: a first batch, before anything is learned from it.
+fn agree(
+    engine: &mut DeviceTrainer,
+    batches: &dyn Objective<DeviceBatch>,
+    objective: &dyn Objective<Prepared<'_>>,
+) -> Result<()> {
+    let rows: Vec<u32> = (0..COMPARED.min(batches.lengths().len() as u32)).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let keys = || StepKeys::new(&SeededRng::new(0), 0);
+    let found = engine.gradients(vec![(1.0, batches.prepare(&rows)?)], &keys())?;
+    let expected = f64::from(objective.prepare(&rows)?(Mode::Train(&keys()))?.to_scalar::<f32>()?);
+    // The other way round it would not see a loss that is no number.
+    if (found - expected).abs() <= APART * expected.abs() {
+        return Ok(());
+    }
+    let reason =
+        format!("the device's loss of the first {} samples is {found:.4}, the processor's {expected:.4}", rows.len());
+    Err(fault(Fault::Usage, format!("{reason}: not trained; --device cpu trains on the processor")))
 }

@@ -290,7 +290,7 @@ fn many_items() {
         asking: Asking { device: tools::gpu::DeviceChoice::Cpu, ..Asking::default() },
     };
     let interrupt = tools::interrupt::Interrupt::install().unwrap();
-    train::run(&config, &catalogue, &interactions, &source.run, false, &interrupt).unwrap();
+    train::run(&config, &catalogue, &interactions, &source.run, false, None, &interrupt).unwrap();
     catalogue.write_packed(&source.catalogue, false).unwrap();
     drop(catalogue);
     let began = Instant::now();

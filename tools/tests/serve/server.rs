@@ -48,7 +48,7 @@ impl Lab {
             built.catalogue.write(&out, &built.residual_norms, built.quantizer.as_ref(), &|at| source.save(at))?;
             let mut config = RunConfig::preset("rqt", "quick")?;
             config.train.max_epochs = 1;
-            train::run(&config, &built.catalogue, &interactions, &lab.path(name).join("run"), false, &interrupt)?;
+            train::run(&config, &built.catalogue, &interactions, &lab.path(name).join("run"), false, None, &interrupt)?;
         }
         Ok(lab)
     }
