@@ -4,6 +4,6 @@ mod cross_entropy;
 mod projected;
 mod sampled_softmax;
 
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, cross_entropy_among};
 pub use projected::projected_cross_entropy;
 pub use sampled_softmax::{LogQ, sampled_softmax};

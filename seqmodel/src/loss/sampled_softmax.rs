@@ -9,13 +9,14 @@
 //! among itself and exp(s_n - log Q'(n) - log N). Its gradient is that of -log P, which is what is computed here: it also
 //! has the value of full softmax where every other item is drawn.
 
-use super::cross_entropy;
 use crate::data::Negatives;
+use crate::nn::{exp, exp_shifted_sum, max_of, sum_of, values, vectorized, with_values};
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// Added to the score of a drawn item that is the target itself; its exponential is 0 in f32.
+/// Score of a drawn item that is the target itself; its exponential is 0 in f32.
 const RULED_OUT: f32 = -1e4;
 
 /// What is subtracted from the scores.
@@ -55,27 +56,119 @@ pub fn sampled_softmax(
             found: format!("{:?} and {:?}", positive.dims(), negative.dims()),
         });
     }
-    let mut shift = vec![0.0; rows * (1 + draws)];
-    let rows_of = shift.chunks_exact_mut(1 + draws).zip(targets.iter().zip(&drawn.of_targets));
-    for ((row, (target, of_target)), offset) in rows_of.zip(drawn.offsets(targets)) {
-        row[0] = if log_q == LogQ::Classic { -of_target.ln() } else { 0.0 };
-        for ((shift, item), expected) in row[1..].iter_mut().zip(&drawn.items).zip(&drawn.expected) {
-            *shift = match log_q {
-                _ if item == target => RULED_OUT,
-                LogQ::None => 0.0,
-                LogQ::Classic => -expected.ln(),
-                LogQ::Corrected => offset - expected.ln(),
-            };
+    let of_items = |expected: &f32| if log_q == LogQ::None { 0.0 } else { -expected.ln() };
+    let op = Shifted {
+        targets: targets.to_vec(),
+        items: drawn.items.clone(),
+        column: drawn.expected.iter().map(of_items).collect(),
+        offset: if log_q == LogQ::Corrected { drawn.offsets(targets) } else { vec![0.0; rows] },
+        own: match log_q {
+            LogQ::Classic => drawn.of_targets.iter().map(|expected| -expected.ln()).collect(),
+            LogQ::None | LogQ::Corrected => vec![0.0; rows],
+        },
+    };
+    Ok(positive.contiguous()?.apply_op2(&negative.contiguous()?, op)?)
+}
+
+/// Cross-entropy of the first of each row's scores, what undoes the bias added on the way and no row of logits kept:
+/// (rows,), (rows, drawn) -> scalar.
+struct Shifted {
+    targets: Vec<u32>,
+    items: Vec<u32>,
+    /// Added to the scores of drawn items, by item and by row.
+    column: Vec<f32>,
+    offset: Vec<f32>,
+    /// Added to the target's own.
+    own: Vec<f32>,
+}
+
+impl Shifted {
+    /// The shifted scores of drawn items of a row into `scores`; the target's own, shifted, and the greatest of all.
+    #[inline(always)]
+    fn row(&self, row: usize, positive: f32, negative: &[f32], scores: &mut [f32]) -> (f32, f32) {
+        let (target, offset) = (self.targets[row], self.offset[row]);
+        for i in 0..scores.len() {
+            let shifted = negative[i] + self.column[i] + offset;
+            scores[i] = if self.items[i] == target { RULED_OUT } else { shifted };
         }
+        let own = positive + self.own[row];
+        (own, max_of(scores).max(own))
     }
-    let scores = Tensor::cat(&[&positive.unsqueeze(1)?, negative], 1)?;
-    let scores = (scores + Tensor::from_vec(shift, (rows, 1 + draws), negative.device())?)?;
-    Ok(cross_entropy(&scores, vec![0; rows], 0.0)?)
+}
+
+impl CustomOp2 for Shifted {
+    fn name(&self) -> &'static str {
+        "sampled-softmax"
+    }
+
+    fn cpu_fwd(
+        &self,
+        p: &CpuStorage,
+        pl: &Layout,
+        n: &CpuStorage,
+        nl: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (positive, negative, draws) = (values(p, pl)?, values(n, nl)?, self.items.len());
+        let rows: Vec<f64> = positive
+            .par_iter()
+            .zip(negative.par_chunks(draws))
+            .enumerate()
+            .with_min_len(16)
+            .map_init(
+                || vec![0.0; draws],
+                |scores, (row, (positive, negative))| {
+                    vectorized!({
+                        let (own, max) = self.row(row, *positive, negative, scores);
+                        let sum = exp_shifted_sum(scores, max) + exp(own - max);
+                        f64::from(max + sum.ln() - own)
+                    })
+                },
+            )
+            .collect();
+        let mean = rows.iter().sum::<f64>() / rows.len().max(1) as f64;
+        Ok((CpuStorage::F32(vec![mean as f32]), Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        positive: &Tensor,
+        negative: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (rows, draws) = negative.dims2()?;
+        let scale = grad.to_scalar::<f32>()? / rows as f32;
+        let (mut dp, mut dn) = (vec![0.0; rows], vec![0.0; rows * draws]);
+        with_values(positive, |ps| {
+            with_values(negative, |ns| {
+                dp.par_iter_mut()
+                    .zip(dn.par_chunks_mut(draws))
+                    .zip(ps.par_iter().zip(ns.par_chunks(draws)))
+                    .enumerate()
+                    .with_min_len(16)
+                    .for_each(|(row, ((dp, dn), (positive, negative)))| {
+                        vectorized!({
+                            let (own, max) = self.row(row, *positive, negative, dn);
+                            for score in dn.iter_mut() {
+                                *score = exp(*score - max);
+                            }
+                            let own = exp(own - max);
+                            let inverse = scale / (sum_of(dn) + own);
+                            dn.iter_mut().for_each(|score| *score *= inverse);
+                            *dp = own * inverse - scale;
+                        });
+                    });
+            })
+        })??;
+        let tensor = |data: Vec<f32>, of: &Tensor| Tensor::from_vec(data, of.shape(), of.device());
+        Ok((Some(tensor(dp, positive)?), Some(tensor(dn, negative)?)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::cross_entropy;
     use crate::nn::{check, project};
     use candle_core::Var;
 
@@ -107,6 +200,21 @@ mod tests {
     /// Every item once, as a uniform draw would bring them on average.
     fn everything() -> Negatives {
         Negatives { items: (0..ITEMS as u32).collect(), expected: vec![1.0; ITEMS], of_targets: vec![1.0; 3] }
+    }
+
+    #[test]
+    fn gradients_match_central_differences() {
+        let (positive, negative) = (check::var("p", &[3]), check::var("n", &[3, 5]));
+        let drawn = Negatives {
+            items: vec![0, 5, 2, 3, 3],
+            expected: vec![0.4, 1.5, 0.9, 1.1, 1.1],
+            of_targets: vec![0.9, 0.3, 0.9],
+        };
+        for log_q in [LogQ::None, LogQ::Classic, LogQ::Corrected] {
+            check::gradients(&[&positive, &negative], || {
+                sampled_softmax(&positive, &negative, &[2, 6, 2], &drawn, log_q).unwrap()
+            });
+        }
     }
 
     #[test]

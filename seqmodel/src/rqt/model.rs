@@ -4,7 +4,7 @@ use super::{RqtBatch, RqtConfig};
 use crate::cuda::HistoryParts;
 use crate::data::{Negatives, Padded, Window};
 use crate::items::ItemFeatures;
-use crate::loss::{LogQ, cross_entropy, projected_cross_entropy, sampled_softmax};
+use crate::loss::{LogQ, cross_entropy, cross_entropy_among, projected_cross_entropy, sampled_softmax};
 use crate::nn::{Block, Keys, Linear, NO_ROW, RelativeBias, RmsNorm, dropout, embedding_sum, project};
 use crate::{Error, Result};
 use beam::Trie;
@@ -334,11 +334,12 @@ impl Rqt {
             x = block.forward(&x, None, &Keys::Causal, memory, mode)?;
         }
         for (level, targets) in batch.levels.into_iter().enumerate() {
-            let mut logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
-            if let Some(mask) = targets.ruled_out {
-                logits = (&logits + Tensor::from_vec(mask, logits.shape(), &Device::Cpu)?)?;
-            }
-            let mut term = cross_entropy(&logits, targets.codes, self.config.label_smoothing)?;
+            let logits = self.logits(level, &x.narrow(1, level, 1)?.squeeze(1)?.contiguous()?)?;
+            let smoothing = self.config.label_smoothing;
+            let mut term = match targets.ruled_out {
+                Some(mask) => cross_entropy_among(&logits, targets.codes, mask, smoothing)?,
+                None => cross_entropy(&logits, targets.codes, smoothing)?,
+            };
             let weight = self.config.code_weight * self.config.level_weights.get(level).copied().unwrap_or(1.0);
             if weight != 1.0 {
                 term = (term * f64::from(weight))?;

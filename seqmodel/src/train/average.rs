@@ -3,8 +3,9 @@
 //! Paper: Polyak and Juditsky 1992, Acceleration of Stochastic Approximation by Averaging, with exponential weights.
 
 use crate::Result;
-use crate::nn::Parameters;
-use candle_core::Tensor;
+use crate::nn::{Parameters, values};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
 /// Exponential running average of the weights.
@@ -24,9 +25,8 @@ impl Average {
     pub(super) fn update(&mut self, params: &Parameters, step: u64) -> Result<()> {
         let towards = average_step(self.decay, step);
         for (name, var) in params.all() {
-            if let Some(average) = self.weights.get_mut(&name) {
-                let step = ((var.as_tensor() - &*average)? * towards)?;
-                *average = (&*average + step)?.detach();
+            if let Some(average) = self.weights.get(&name) {
+                average.inplace_op2(var.as_tensor(), &Towards(towards as f32))?;
             }
         }
         Ok(())
@@ -37,6 +37,25 @@ impl Average {
         let trained = params.snapshot()?.into_iter().collect();
         params.assign(&self.weights.clone().into_iter().collect())?;
         Ok(trained)
+    }
+}
+
+/// `average += step (weights - average)`, one pass.
+struct Towards(f32);
+
+impl InplaceOp2 for Towards {
+    fn name(&self) -> &'static str {
+        "running-average"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, al: &Layout, w: &CpuStorage, wl: &Layout) -> candle_core::Result<()> {
+        const BLOCK: usize = 1 << 14;
+        let CpuStorage::F32(average) = a else { candle_core::bail!("averages are f32") };
+        let average = &mut average[al.start_offset()..al.start_offset() + al.shape().elem_count()];
+        average.par_chunks_mut(BLOCK).zip(values(w, wl)?.par_chunks(BLOCK)).for_each(|(average, weights)| {
+            average.iter_mut().zip(weights).for_each(|(average, weight)| *average += (weight - *average) * self.0);
+        });
+        Ok(())
     }
 }
 
