@@ -50,7 +50,7 @@ impl Shop {
 
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    paths.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
 fn message(output: &Output) -> String {
@@ -153,4 +153,26 @@ fn a_second_signal_ends_at_once_and_touches_no_checkpoint() {
         });
         assert!(at_once, "{second}");
     }
+}
+
+/// One trainer a directory: a second one is told who is there and touches nothing; the lock of a dead one holds nobody up.
+#[test]
+fn a_directory_belongs_to_one_trainer_while_it_lives() {
+    let shop = Shop::new();
+    let paper = ["--model", "tiger", "--preset", "paper", "--set", "train.batch_size=64"];
+    let mut child = shop.train(&paper).stderr(Stdio::piped()).spawn().unwrap();
+    at_work(&mut child);
+    let before = files(&shop.path("run"));
+    for more in [&["--resume"][..], &[]] {
+        let output = shop.train(&[&paper[..], more].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(73), "{}", message(&output));
+        if !more.is_empty() {
+            assert!(message(&output).contains(&format!("process {}", child.id())), "{}", message(&output));
+        }
+    }
+    assert!(before.keys().all(|path| path.exists()), "something is gone");
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    let output = shop.train(&[&paper[..], &["--resume", "--time-limit", "1"]].concat()).output().unwrap();
+    assert!(output.status.success(), "{}", message(&output));
 }
