@@ -170,7 +170,9 @@ impl Inner {
                 let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 let mut now = 0;
                 driver!(cuFuncGetAttribute(&raw mut now, most, function))?;
-                driver!(cuFuncSetAttribute(function, most, now.max(launch.shared as i32)))?;
+                let allowed = driver!(cuFuncSetAttribute(function, most, now.max(launch.shared as i32)));
+                let too_much = format!("kernel `{}` needs {} bytes of shared memory", launch.kernel, launch.shared);
+                allowed.map_err(|e| Error::device("GPU", format!("{too_much}, more than this device has: {e}")))?;
             }
             functions.push(function);
         }

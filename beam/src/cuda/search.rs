@@ -80,6 +80,13 @@ pub fn guide_room(trie: &Trie) -> usize {
     GuideRoom::new(trie, 0.0).nodes.iter().sum()
 }
 
+impl Recorded {
+    /// Whether the program has room for `trie`; without guidance it has for any.
+    pub fn holds(&self, trie: &Trie) -> bool {
+        self.beams.guide.as_ref().is_none_or(|guide| guide.holds(trie))
+    }
+}
+
 /// Where the logits of a level are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceScores {
@@ -393,7 +400,8 @@ impl DeviceBeams {
             ..GuideArgs::default()
         };
         self.push(Launch::new("guide_sums", [batch, 1, 1], 256, 32 * 4, &args));
-        for level in (0..=levels).rev() {
+        // The root is the same for all and counts as 0.
+        for level in (1..=levels).rev() {
             let (at, below) = (guide.at(level) as u32, guide.at(level + 1) as u32);
             let args = GuideArgs { level: level as u32, at, below, ..args };
             let kernel = if level == levels { "guide_leaves" } else { "guide_level" };

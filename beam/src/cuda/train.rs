@@ -119,7 +119,7 @@ pub const CAUSAL: u32 = 1;
 pub const FIRST_KEYS: u32 = 2;
 
 /// Blocks that [`sum_of_squares`] takes, whatever the size: as many partial sums come out.
-pub const SQUARES: u32 = 64;
+pub const SQUARES: u32 = 256;
 
 /// Rows that a block of [`norm_backward`] takes: a partial sum each.
 pub const NORM_ROWS: u32 = 64;
@@ -135,7 +135,8 @@ pub fn parts(m: u32, n: u32, k: u32) -> u32 {
 pub fn matmul(numbers: Numbers, args: MatmulArgs, parts: u32) -> Launch {
     let args = MatmulArgs { k_part: args.k.div_ceil(parts).next_multiple_of(TILE), ..args };
     let pitch = TILE as usize * numbers.bytes() + 16;
-    let grid = [args.n.div_ceil(TILE), args.m.div_ceil(TILE), args.k.div_ceil(args.k_part).max(1)];
+    // What may be large comes first: the other two are bounded by 65,535.
+    let grid = [args.m.div_ceil(TILE), args.n.div_ceil(TILE), args.k.div_ceil(args.k_part).max(1)];
     Launch::new("train_matmul", grid, 128, 2 * TILE as usize * pitch, &args)
 }
 
@@ -181,7 +182,7 @@ pub fn norm_backward(args: &TrainNormArgs) -> Launch {
 }
 
 fn attend(kernel: &'static str, args: &TrainAttendArgs, batch: u32) -> Launch {
-    Launch::new(kernel, [args.heads, batch, 1], 256, attend_shared(args.keys, args.head_dim), args)
+    Launch::new(kernel, [batch, args.heads, 1], 256, attend_shared(args.keys, args.head_dim), args)
 }
 
 fn attend_shared(keys: u32, head_dim: u32) -> usize {

@@ -137,9 +137,7 @@ impl<M> DeviceGenerator<M> {
             }
             if now.spec() == trie.spec() {
                 // Guided programs have room for a catalogue that grows a little, not for any.
-                if guide_room(&now) != guide_room(trie) {
-                    state.programs.retain(|(_, _, weight, _)| weight.is_none());
-                }
+                state.programs.retain(|(.., session)| session.holds(trie));
                 index.replace(trie)?;
                 return Ok(Arc::clone(index));
             }

@@ -12,7 +12,7 @@ use beam::cuda::{
     ADD, AttendArgs, Device, DeviceBeams, DeviceKernel, DeviceScores, EmbedArgs, FLOATS, Feed, FeedForwardArgs, HEADS,
     HeadArgs, ItemScores, Launch, Memory, NORM, PathArgs, Plan, ProductArgs, RELU, Recorded, Region, bucket, record,
 };
-use beam::{BoxError, Hypothesis, LiveMask, ScoreMode, StepScorer};
+use beam::{BoxError, Hypothesis, LiveMask, ScoreMode, StepScorer, Trie};
 use std::sync::Arc;
 
 /// Requests and positions that a program has room for.
@@ -159,6 +159,11 @@ impl Session {
     /// Kernels of the program.
     pub(super) fn nodes(&self) -> usize {
         self.recorded.nodes()
+    }
+
+    /// Whether it can be run over `trie`.
+    pub(super) fn holds(&self, trie: &Trie) -> bool {
+        self.recorded.holds(trie)
     }
 
     /// Bytes of activations and search.

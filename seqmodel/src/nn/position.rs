@@ -31,8 +31,13 @@ impl RelativeBias {
 
     /// Row of the table for each pair of query and key, of `queries` positions that end a sequence of `keys`.
     pub(crate) fn buckets(&self, queries: usize, keys: usize) -> Vec<u32> {
-        let distance = |pair: usize| (pair % keys) as i64 - (pair / keys + keys - queries) as i64;
-        (0..queries * keys).map(|pair| self.bucket(distance(pair))).collect()
+        // Distances from -(keys - 1) to queries - 1, each once.
+        let known: Vec<u32> = (1 - keys as i64..queries as i64).map(|distance| self.bucket(distance)).collect();
+        let query = |query: usize| {
+            let first = queries - 1 - query;
+            known[first..first + keys].iter().copied()
+        };
+        (0..queries).flat_map(query).collect()
     }
 
     /// Bias of every distance from `-left` to `right`: -> (heads, left + right + 1).

@@ -2,18 +2,20 @@
 
 use super::{compiler, gpu};
 use crate::error::{Fault, fault};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use beam::cuda::{
     Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, TRAIN_UNITS, UNITS, Unit, twin,
 };
-use beam::{BeamConfig, LiveMask, ScoreMode, Trie};
+use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trie};
 use candle_core::Tensor;
 use rqvae::{AdamWConfig, Code, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, mix};
 use seqmodel::cuda::{DeviceBatch, DeviceGenerator, DeviceLearner, DeviceTrainer};
+use seqmodel::data::Window;
 use seqmodel::nn::Parameters;
+use seqmodel::rqt::{PackedRqt, Rqt, RqtConfig};
 use seqmodel::tiger::{PackedTiger, Sample, Tiger, TigerConfig};
 use seqmodel::train::Engine;
-use seqmodel::{Generator, History, ItemFeatures, Search};
+use seqmodel::{Generator, Guidance, History, ItemFeatures, Search};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -87,6 +89,7 @@ pub fn self_test(budget: Duration) -> Result<SelfTest> {
     }
     test.selection_twins(&device);
     test.model_twins(&device);
+    test.guided_twins(&device);
     test.training_twins(&device);
     type Bench = fn(&mut SelfTest, &Gpu) -> Result<()>;
     let benches: [(&str, Bench); 6] = [
@@ -191,55 +194,57 @@ impl SelfTest {
                     // Twice: what the first run left must not matter.
                     generator.decode_on_device(&histories[..1], &trie, &config, &live[..1], None)?;
                     let found = generator.decode_on_device(&histories, &trie, &config, &live, None)?;
-                    let mut worst: f32 = 0.0;
-                    for (found, expected) in found.iter().zip(&expected) {
-                        if found.len() != expected.len() {
-                            return Ok(Some(format!("{} items instead of {}", found.len(), expected.len())));
-                        }
-                        for (a, b) in found.iter().zip(expected) {
-                            worst = worst.max((a.log_prob - b.log_prob).abs());
-                        }
-                    }
-                    // A rank's score moves by as much as rounding moves scores, whatever changes places.
-                    Ok((worst > epsilon).then(|| format!("scores differ by {worst}, {epsilon} is allowed")))
+                    Ok(worst(&found, &expected, epsilon))
                 };
                 self.note(&format!("TIGER in {numbers}, {requests} requests, {width} beams"), run());
             }
         }
     }
 
+    /// Guided searches of an RQ-Transformer against the packed model on the processor.
+    fn guided_twins(&mut self, device: &Arc<dyn Device>) {
+        for (numbers, epsilon) in [(Numbers::F32, F32_EPSILON), (Numbers::Bf16, BF16_EPSILON)] {
+            let run = || -> Result<Option<String>> {
+                let (model, _, trie) = long_rqt()?;
+                let packed = PackedRqt::new(&model)?;
+                let generator = DeviceGenerator::rqt(PackedRqt::new(&model)?, device, numbers)?;
+                let histories = histories(3, 150);
+                let histories: Vec<History> = histories.iter().map(History::from).collect();
+                let live = vec![LiveMask::all(&trie); histories.len()];
+                let config = BeamConfig { score: packed.score_mode(), ..BeamConfig::uniform(50, 4, 50) };
+                let table = packed.guidance_table()?.ok_or_else(|| anyhow!("the model scores no items"))?;
+                let guidance = Guidance { table, weight: 0.9 };
+                let search = Search { trie: &trie, config: &config, live: &live, guidance: Some(&guidance) };
+                let expected = packed.decode(&histories, &search, None)?;
+                let found = generator.decode_on_device(&histories, &trie, &config, &live, Some(&guidance))?;
+                Ok(worst(&found, &expected, epsilon))
+            };
+            self.note(&format!("guided search of rqt in {numbers}"), run());
+        }
+    }
+
     /// Loss and gradients of a batch against candle's on the processor.
     fn training_twins(&mut self, device: &Arc<dyn Device>) {
         for (numbers, allowed) in [(Numbers::F32, 1e-3), (Numbers::Bf16, 0.2)] {
-            let run = || -> Result<Option<String>> {
+            let tiger = || -> Result<Option<String>> {
                 let (model, params, samples) = trainable(64)?;
                 let rows: Vec<&Sample> = samples.iter().collect();
-                let keys = || StepKeys::new(&SeededRng::new(4), 2);
-                let loss = model.loss(&rows, Mode::Train(&keys()))?;
-                let expected = loss.backward()?;
-                let model_ref = DeviceLearner::Tiger(&model);
-                let mut trainer = DeviceTrainer::new(device, numbers, model_ref, &params, AdamWConfig::default(), 0.0)?;
-                let batch = || DeviceBatch::Tiger(model.prepare(&rows));
-                // Twice: what the first run left must not matter.
-                trainer.gradients(vec![(1.0, batch())], &keys())?;
-                let found = trainer.gradients(vec![(1.0, batch())], &keys())?;
-                let (loss, grads) = (f64::from(loss.to_scalar::<f32>()?), trainer.grads()?);
-                let squares =
-                    |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?)) };
-                let (mut apart, mut all) = (0.0, 0.0);
-                for (name, var) in params.all() {
-                    if let Some(expected) = expected.get(&var) {
-                        apart += squares(&(expected - &grads[&name])?)?;
-                        all += squares(expected)?;
-                    }
-                }
-                let (of_loss, of_grads) = ((found - loss).abs() / loss, (apart / all).sqrt());
-                // No number is not fine either.
-                let fine = of_loss <= allowed && of_grads <= allowed;
-                let reason = || format!("loss {of_loss:.1e} and gradients {of_grads:.1e} off, {allowed} is allowed");
-                Ok((!fine).then(reason))
+                let batch = || Ok(DeviceBatch::Tiger(model.prepare(&rows)));
+                let mut loss = |mode: Mode| Ok(model.loss(&rows, mode)?);
+                step_twin(device, numbers, DeviceLearner::Tiger(&model), &params, &batch, &mut loss, allowed)
             };
-            self.note(&format!("training step of TIGER in {numbers}"), run());
+            self.note(&format!("training step of TIGER in {numbers}"), tiger());
+            // Histories that take more shared memory than a block has without asking.
+            let rqt = || -> Result<Option<String>> {
+                let (model, params, _) = long_rqt()?;
+                let window = |items: Vec<ItemIdx>| Window { items, first_target: 190 };
+                let windows: Vec<Window> = histories(12, 201).into_iter().step_by(3).map(window).collect();
+                let rows: Vec<&Window> = windows.iter().collect();
+                let batch = || Ok(DeviceBatch::Rqt(model.prepare(&rows)?));
+                let mut loss = |mode: Mode| Ok(model.loss(&rows, mode)?);
+                step_twin(device, numbers, DeviceLearner::Rqt(&model), &params, &batch, &mut loss, allowed)
+            };
+            self.note(&format!("training step of rqt in {numbers}"), rqt());
         }
     }
 
@@ -363,6 +368,70 @@ impl SelfTest {
         }
         Ok(())
     }
+}
+
+/// How far lists are from those expected, where that is more than `epsilon`.
+fn worst(found: &[Vec<Hypothesis>], expected: &[Vec<Hypothesis>], epsilon: f32) -> Option<String> {
+    let mut worst: f32 = 0.0;
+    for (found, expected) in found.iter().zip(expected) {
+        if found.len() != expected.len() {
+            return Some(format!("{} items instead of {}", found.len(), expected.len()));
+        }
+        for (a, b) in found.iter().zip(expected) {
+            worst = worst.max((a.log_prob - b.log_prob).abs());
+        }
+    }
+    // A rank's score moves by as much as rounding moves scores, whatever changes places.
+    (worst > epsilon).then(|| format!("scores differ by {worst}, {epsilon} is allowed"))
+}
+
+/// How far loss and gradients of a batch are from candle's, where that is more than `allowed`.
+fn step_twin(
+    device: &Arc<dyn Device>,
+    numbers: Numbers,
+    learner: DeviceLearner,
+    params: &Parameters,
+    batch: &dyn Fn() -> Result<DeviceBatch>,
+    loss: &mut dyn FnMut(Mode) -> Result<Tensor>,
+    allowed: f64,
+) -> Result<Option<String>> {
+    let keys = || StepKeys::new(&SeededRng::new(4), 2);
+    let loss = loss(Mode::Train(&keys()))?;
+    let expected = loss.backward()?;
+    let mut trainer = DeviceTrainer::new(device, numbers, learner, params, AdamWConfig::default(), 0.0)?;
+    // Twice: what the first run left must not matter.
+    trainer.gradients(vec![(1.0, batch()?)], &keys())?;
+    let found = trainer.gradients(vec![(1.0, batch()?)], &keys())?;
+    let (loss, grads) = (f64::from(loss.to_scalar::<f32>()?), trainer.grads()?);
+    let squares = |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?)) };
+    let (mut apart, mut all) = (0.0, 0.0);
+    for (name, var) in params.all() {
+        if let Some(expected) = expected.get(&var) {
+            apart += squares(&(expected - &grads[&name])?)?;
+            all += squares(expected)?;
+        }
+    }
+    let (of_loss, of_grads) = ((found - loss).abs() / loss, (apart / all).sqrt());
+    // No number is not fine either.
+    let fine = of_loss <= allowed && of_grads <= allowed;
+    Ok((!fine).then(|| format!("loss {of_loss:.1e} and gradients {of_grads:.1e} off, {allowed} is allowed")))
+}
+
+/// An RQ-Transformer that reads long histories, looks back and draws its negatives, and its parameters and IDs.
+fn long_rqt() -> Result<(Rqt, Parameters, Trie)> {
+    let (tiger, trie) = paper(12_101)?;
+    let config = RqtConfig {
+        history_cap: 200,
+        look_back: 4,
+        content: false,
+        item_embedding: true,
+        dense_weight: 1.0,
+        dense_negatives: 2048,
+        guide: 0.9,
+        ..RqtConfig::default()
+    };
+    let params = Parameters::new(2);
+    Ok((Rqt::new(&config, tiger.features().clone(), &params.builder())?, params, trie))
 }
 
 /// TIGER of the paper's size over made-up items, its parameters, and samples of full histories.

@@ -104,6 +104,8 @@ impl Network {
     fn record(&self, tape: &mut Tape, batch: &DeviceBatch, share: f32, mode: Mode) -> Result<()> {
         match (self, batch) {
             (Self::Tiger(model), DeviceBatch::Tiger(batch)) => model.record(tape, batch, share, mode),
+            // Nothing learns, not even by decay.
+            (Self::Rqt(_, weight), DeviceBatch::Rqt(_)) if *weight == 0.0 => Ok(()),
             (Self::Rqt(model, weight), DeviceBatch::Rqt(batch)) => model.record(tape, batch, share * weight, mode),
             _ => Err(Error::Mismatch {
                 what: "batch".into(),
@@ -178,7 +180,8 @@ impl<'a> DeviceTrainer<'a> {
                 if *used > room.bytes() {
                     // What was there goes first: both may not fit.
                     *room = Memory::new(&self.device, 0)?;
-                    *room = Memory::new(&self.device, used / 4 * 5)?;
+                    // With room for a batch that is a little larger, where there is any.
+                    *room = Memory::new(&self.device, used / 4 * 5).or_else(|_| Memory::new(&self.device, *used))?;
                 }
             }
         }
@@ -193,6 +196,9 @@ impl<'a> DeviceTrainer<'a> {
     }
 
     fn run(&self, launches: Vec<Launch>) -> Result<()> {
+        if launches.is_empty() {
+            return Ok(());
+        }
         Ok(self.device.run(&Program { numbers: self.numbers, launches })?)
     }
 }
@@ -202,12 +208,16 @@ impl Engine<DeviceBatch> for DeviceTrainer<'_> {
         let (mut loss, count) = (0.0, parts.len());
         for (at, (share, batch)) in parts.into_iter().enumerate() {
             let mut tape = self.record(&batch, share as f32, keys)?;
-            self.device.write(self.rooms[0].address(), &tape.data)?;
+            if !tape.data.is_empty() {
+                self.device.write(self.rooms[0].address(), &tape.data)?;
+            }
             let mut launches = Vec::new();
             if at == 0 {
                 launches.push(self.weights.clear_grads());
             }
-            launches.push(clear(self.rooms[2].address(), tape.rooms.grads.used().max(4) / 4));
+            if tape.rooms.grads.used() > 0 {
+                launches.push(clear(self.rooms[2].address(), tape.rooms.grads.used() / 4));
+            }
             launches.append(&mut tape.forward);
             launches.append(&mut tape.take_backward());
             let names = self.weights.names().count();

@@ -3,7 +3,7 @@
 
 use super::block::TapeBlock;
 use super::params::DeviceParameters;
-use super::tape::{Node, Tape};
+use super::tape::{Node, Places, Tape};
 use crate::Result;
 use crate::data::Negatives;
 use crate::nn::{Drop, Keys, NO_ROW, with_values};
@@ -93,8 +93,9 @@ pub(super) struct TapeRqt {
     decoder: Vec<TapeBlock>,
     decoder_norm: Node,
     heads: Vec<Node>,
-    /// Codes of the whole catalogue: (items * levels,).
+    /// Codes of the whole catalogue, (items * levels,), and where each goes.
     catalogue_codes: Vec<u32>,
+    catalogue_places: Places,
 }
 
 impl TapeRqt {
@@ -117,6 +118,7 @@ impl TapeRqt {
         } else {
             None
         };
+        let catalogue_codes = model.code_rows(&all_items(model.features().len()));
         Ok(Self {
             codes: node("codes")?,
             content,
@@ -130,21 +132,34 @@ impl TapeRqt {
             decoder: stack("decoder", config.decoder_layers, config.look_back > 1)?,
             decoder_norm: node("decoder_norm.weight")?,
             heads: (0..model.levels()).map(|level| node(&format!("heads.{level}"))).collect::<Result<_>>()?,
-            catalogue_codes: model.code_rows(&all_items(model.features().len())),
+            catalogue_places: Places::of(&catalogue_codes, model.levels()),
+            catalogue_codes,
             model: model.clone(),
         })
     }
 
     /// Vectors of items by the rows of their codes: -> (items, dim).
     fn represent(&self, tape: &mut Tape, items: &[Option<ItemIdx>], code_rows: &[u32], mode: Mode) -> Node {
-        let x = tape.rows(self.codes, code_rows, self.model.levels());
+        let codes = tape.rows(self.codes, code_rows, self.model.levels());
+        self.add_content(tape, codes, items, mode)
+    }
+
+    /// Vectors of the whole catalogue: -> (items, dim).
+    fn catalogue(&self, tape: &mut Tape, mode: Mode) -> Node {
+        let items = all_items(self.model.features().len());
+        let codes = tape.known_rows(self.codes, &self.catalogue_codes, self.model.levels(), &self.catalogue_places);
+        self.add_content(tape, codes, &items, mode)
+    }
+
+    /// Content and embeddings of `items` on top of their codes `x`.
+    fn add_content(&self, tape: &mut Tape, x: Node, items: &[Option<ItemIdx>], mode: Mode) -> Node {
         if let Some((_, table, weight)) = &self.content {
             // The whole catalogue is read where it lies.
             let content = if items.len() == table.rows && is_catalogue(items) {
                 *table
             } else {
                 let rows: Vec<u32> = items.iter().map(|item| item.map_or(NO_ROW, |item| item.0)).collect();
-                tape.rows(*table, &rows, 1).constant()
+                tape.rows(*table, &rows, 1)
             };
             let content = tape.linear(content, *weight);
             tape.add(x, content);
@@ -207,7 +222,7 @@ impl TapeRqt {
             return;
         }
         if items <= dense_negatives {
-            let table = self.represent(tape, &all_items(items), &self.catalogue_codes, mode);
+            let table = self.catalogue(tape, mode);
             let table = tape.dropout(table, Drop::new(rate, mode));
             let states = tape.dropout(states, Drop::new(rate, mode));
             let logits = tape.logits(states, table);

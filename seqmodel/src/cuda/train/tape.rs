@@ -9,7 +9,7 @@ use crate::nn::{Drop, Keys, NO_ROW};
 use crate::{Error, Result};
 use beam::cuda::train::{
     ACCUMULATE, ALL_KEYS, BiasArgs, CAUSAL, COPY, CrossEntropyArgs, DROP, DROP_ACCUMULATE, DROP_ADD, DrawnArgs,
-    ElementArgs, FIRST_KEYS, FoldArgs, GatherArgs, MatmulArgs, NORM_ROWS, ON_TOP, RELU_DROP, RELU_DROP_BACK,
+    ElementArgs, FILL, FIRST_KEYS, FoldArgs, GatherArgs, MatmulArgs, NORM_ROWS, ON_TOP, RELU_DROP, RELU_DROP_BACK,
     ScatterArgs, TrainAttendArgs, TrainNormArgs, attend_backward, attend_fits, attend_forward, bias_backward,
     bias_forward, cross_entropy, drawn_backward, drawn_scores, element, fold, gather_rows, matmul, norm_backward,
     norm_forward, parts, scatter_rows,
@@ -102,11 +102,6 @@ impl Node {
     /// Every `every`-th row, from `first` on.
     pub(super) fn each(&self, first: usize, every: usize) -> Self {
         Self { rows: self.rows / every, stride: self.stride * every, ..self.skip(first * self.stride) }
-    }
-
-    /// The same numbers as one gradient that nobody asks for.
-    pub(super) fn constant(&self) -> Self {
-        Self { grad: 0, ..*self }
     }
 }
 
@@ -208,7 +203,11 @@ impl Tape {
             let product = MatmulArgs { a: y.grad, a_row: size(y.stride), a_col: 1, m: rows, ..MatmulArgs::default() };
             let by = MatmulArgs { b: w.at, b_row: 1, b_col: size(w.stride), n: input, k: output, ..product };
             let args = MatmulArgs { c: x.grad, ldc: size(x.stride), flags: ON_TOP, ..by };
-            back.push(matmul(self.numbers, args, 1));
+            if x.is_whole() {
+                back.extend(self.add_product(args));
+            } else {
+                back.push(matmul(self.numbers, args, 1));
+            }
         }
         if w.grad > 0 {
             self.learned.push(w.grad);
@@ -219,40 +218,74 @@ impl Tape {
         self.backward.push(back);
     }
 
-    /// Rows of `table` summed in groups of `group` ids, `NO_ROW` adding nothing: -> (ids / group, cols).
+    /// Rows of `table` summed in groups of `group` ids, `NO_ROW` adding nothing: -> (ids / group, cols). Without a gradient
+    /// where the table has none.
     pub(super) fn rows(&mut self, table: Node, ids: &[u32], group: usize) -> Node {
-        let y = self.node(ids.len() / group, table.cols);
+        let (rows, cols) = (ids.len() / group, table.cols);
+        let y = if table.grad > 0 {
+            self.node(rows, cols)
+        } else {
+            Node { at: self.rooms.values.take(4 * rows * cols), grad: 0, rows, cols, stride: cols }
+        };
         self.rows_into(table, ids, group, y);
+        y
+    }
+
+    /// The same of ids whose places are known.
+    pub(super) fn known_rows(&mut self, table: Node, ids: &[u32], group: usize, places: &Places) -> Node {
+        let y = self.node(ids.len() / group, table.cols);
+        let back = self.gather(table, ids, group, y, Some(places));
+        self.backward.push(back);
         y
     }
 
     /// The same, into rows that may lie apart.
     pub(super) fn rows_into(&mut self, table: Node, ids: &[u32], group: usize, y: Node) {
+        let back = self.gather(table, ids, group, y, None);
+        self.backward.push(back);
+    }
+
+    /// Reads rows; returns the way back.
+    fn gather(&mut self, table: Node, ids: &[u32], group: usize, y: Node, places: Option<&Places>) -> Vec<Launch> {
         let at = self.upload(ids);
         let (dim, ldt) = (table.cols as u32, table.stride as u32);
         let args =
             GatherArgs { table: table.at, ids: at, out: y.at, rows: y.rows as u32, dim, ldt, ..GatherArgs::default() };
         self.forward.push(gather_rows(&GatherArgs { group: group as u32, ldo: y.stride as u32, ..args }));
-        let mut back = Vec::new();
-        if table.grad > 0 {
-            self.learned.push(table.grad);
-            let places = Places::of(ids, group);
-            if !places.rows.is_empty() {
-                let args = ScatterArgs {
-                    table: table.grad,
-                    rows: self.upload(&places.rows),
-                    starts: self.upload(&places.starts),
-                    places: self.upload(&places.outputs),
-                    grad: y.grad,
-                    dim,
-                    ldt,
-                    ldg: y.stride as u32,
-                    pad: 0,
-                };
-                back.push(scatter_rows(&args, places.rows.len() as u32));
-            }
+        if table.grad == 0 {
+            return Vec::new();
         }
-        self.backward.push(back);
+        self.learned.push(table.grad);
+        let made;
+        let places = if let Some(places) = places {
+            places
+        } else {
+            made = Places::of(ids, group);
+            &made
+        };
+        let grad =
+            ScatterArgs { table: table.grad, dim, ldt, grad: y.grad, ldg: y.stride as u32, ..ScatterArgs::default() };
+        if places.longest() <= LONG {
+            return self.scatter(grad, places).into_iter().collect();
+        }
+        // A row that most outputs have read would keep one block busy alone: its places are summed piece by piece first.
+        let (pieces, of_rows) = places.pieces(LONG);
+        let partial = self.scratch(4 * pieces.rows.len() * table.cols);
+        let count = (pieces.rows.len() * table.cols) as u64;
+        let clear = element(&ElementArgs { y: partial, what: FILL, count, ..ElementArgs::default() });
+        let first = self.scatter(ScatterArgs { table: partial, ldt: dim, ..grad }, &pieces);
+        let second = self.scatter(ScatterArgs { grad: partial, ldg: dim, ..grad }, &of_rows);
+        std::iter::once(clear).chain(first).chain(second).collect()
+    }
+
+    fn scatter(&mut self, args: ScatterArgs, places: &Places) -> Option<Launch> {
+        if places.rows.is_empty() {
+            return None;
+        }
+        let rows = self.upload(&places.rows);
+        let (starts, outputs) = (self.upload(&places.starts), self.upload(&places.outputs));
+        let args = ScatterArgs { rows, starts, places: outputs, ..args };
+        Some(scatter_rows(&args, places.rows.len() as u32))
     }
 
     fn element(y: u64, x: u64, what: u32, count: u64) -> ElementArgs {
@@ -484,8 +517,11 @@ fn too_large(what: &'static str, got: usize, expected: &str) -> Error {
     Error::InvalidConfig { field: what, got: format!("{got} on a device"), expected: expected.to_string() }
 }
 
+/// Outputs that one block sums by itself.
+const LONG: usize = 512;
+
 /// Which outputs each row of a table went into.
-struct Places {
+pub(super) struct Places {
     /// Ascending.
     rows: Vec<u32>,
     /// Of `outputs`, one more than rows.
@@ -494,7 +530,7 @@ struct Places {
 }
 
 impl Places {
-    fn of(ids: &[u32], group: usize) -> Self {
+    pub(super) fn of(ids: &[u32], group: usize) -> Self {
         let known = ids.iter().enumerate().filter(|(_, id)| **id != NO_ROW);
         let mut pairs: Vec<(u32, u32)> = known.map(|(at, id)| (*id, (at / group) as u32)).collect();
         pairs.sort_unstable();
@@ -507,5 +543,25 @@ impl Places {
         }
         starts.push(pairs.len() as u32);
         Self { rows, starts, outputs: pairs.into_iter().map(|(_, output)| output).collect() }
+    }
+
+    fn longest(&self) -> usize {
+        self.starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+    }
+
+    /// The same outputs in pieces of at most `most`, each a row of its own, and the pieces of every row.
+    fn pieces(&self, most: usize) -> (Self, Self) {
+        let mut pieces = Self { rows: Vec::new(), starts: vec![0], outputs: self.outputs.clone() };
+        let mut of_rows = Self { rows: self.rows.clone(), starts: vec![0], outputs: Vec::new() };
+        for pair in self.starts.windows(2) {
+            for from in (pair[0]..pair[1]).step_by(most) {
+                let piece = pieces.rows.len() as u32;
+                pieces.rows.push(piece);
+                pieces.starts.push((from + most as u32).min(pair[1]));
+                of_rows.outputs.push(piece);
+            }
+            of_rows.starts.push(of_rows.outputs.len() as u32);
+        }
+        (pieces, of_rows)
     }
 }

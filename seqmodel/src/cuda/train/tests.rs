@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::{Histories, LeaveOneOut, windows};
+use crate::hybrid::HybridConfig;
 use crate::nn::NO_ROW;
 use crate::rqt::RqtConfig;
 use crate::tiger::{TigerConfig, samples};
@@ -212,10 +213,10 @@ fn large_sums_are_taken_in_parts() {
     let draw = |shape: (usize, usize), name: &str| vb.get_with_hints(shape, name, normal).unwrap();
     let (table, weight, norm) = (draw((6, 300), "table"), draw((9, 300), "weight"), draw((1, 300), "norm"));
     let ids: Vec<u32> =
-        (0..1500 * 2).map(|i| (mix(i) % 7) as u32).map(|id| if id == 6 { NO_ROW } else { id }).collect();
+        (0..1500 * 3).map(|i| (mix(i) % 7) as u32).map(|id| if id == 6 { NO_ROW } else { id }).collect();
     let targets: Vec<u32> = (0..1500).map(|i| (mix(i + 9) % 9) as u32).collect();
 
-    let x = crate::nn::embedding_sum(&table, ids.clone(), 2).unwrap();
+    let x = crate::nn::embedding_sum(&table, ids.clone(), 3).unwrap();
     let rms = ((x.sqr().unwrap().mean_keepdim(1).unwrap() + 1e-6).unwrap()).sqrt().unwrap();
     let x = x.broadcast_div(&rms).unwrap().broadcast_mul(&norm).unwrap();
     let loss = crate::loss::cross_entropy(&crate::nn::project(&x, &weight).unwrap(), targets.clone(), 0.0).unwrap();
@@ -226,7 +227,7 @@ fn large_sums_are_taken_in_parts() {
         let node = |name: &str| weights.node(name).unwrap();
         let record = |rooms: Rooms| {
             let mut tape = Tape::new(numbers, rooms);
-            let x = tape.rows(node("table"), &ids, 2);
+            let x = tape.rows(node("table"), &ids, 3);
             let x = tape.norm(x, node("norm")).unwrap();
             let logits = tape.logits(x, node("weight"));
             tape.cross_entropy(logits, &targets, None, 0.0, 1.0);
@@ -239,11 +240,42 @@ fn large_sums_are_taken_in_parts() {
         let mut launches = std::mem::take(&mut tape.forward);
         launches.append(&mut tape.take_backward());
         assert!(launches.iter().any(|launch| launch.kernel == "train_matmul" && launch.grid[2] > 1), "no parts");
+        assert_eq!(launches.iter().filter(|launch| launch.kernel == "scatter_rows").count(), 2, "no pieces");
         device.run(&Program { numbers, launches }).unwrap();
         let grads = weights.grads().unwrap();
         for (name, var) in params.all() {
             let gap = gap(&grads[&name], want.get(&var).unwrap(), 1e-4);
             assert!(gap < if numbers == Numbers::F32 { 1e-4 } else { 0.05 }, "{numbers} {name}: {gap}");
+        }
+    }
+}
+
+/// The generative part of a hybrid learns, what is counted does not; with weight 0 nothing does.
+#[test]
+fn a_hybrid_learns_by_its_generative_part() {
+    let Some(device) = emulator(9) else { return };
+    let histories = split();
+    let windows = windows(&LeaveOneOut::new(&histories), 6);
+    let rows: Vec<&Window> = windows.iter().step_by(3).collect();
+    for weight in [0.5, 0.0] {
+        let params = Parameters::new(3);
+        let config = HybridConfig { rqt: small_rqt(), generative_weight: weight, ..HybridConfig::default() };
+        let model = Hybrid::new(&config, features(), &params.builder()).unwrap();
+        let learner = DeviceLearner::Hybrid(&model);
+        if weight > 0.0 {
+            let batch = DeviceBatch::Rqt(model.prepare(&rows).unwrap());
+            let expected = |mode: Mode| model.batch_loss(model.prepare(&rows)?, mode);
+            compare(&device, Numbers::F32, learner, &params, batch, expected, F32);
+            continue;
+        }
+        let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
+        let mut trainer = DeviceTrainer::new(&device, Numbers::F32, learner, &params, config, 0.9).unwrap();
+        let keys = StepKeys::new(&SeededRng::new(0), 0);
+        let batch = DeviceBatch::Rqt(model.prepare(&rows).unwrap());
+        assert_eq!(trainer.gradients(vec![(1.0, batch)], &keys).unwrap(), 0.0);
+        assert_eq!(trainer.update(0.1, 0).unwrap(), 0.0);
+        for (name, weights) in trainer.weights().unwrap() {
+            assert_eq!(values(&weights), values(params.all()[&name].as_tensor()), "{name}");
         }
     }
 }

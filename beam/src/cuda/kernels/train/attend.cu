@@ -5,7 +5,7 @@
 // as `lengths` says of its sequence, or all.
 // kept, ds: (batch, heads, queries, keys), what the backward pass leaves: dropped probabilities, and the gradient of the
 // scores with bias, which is folded over the batch for the bias.
-// Grid: (heads, batch), 8 warps, a query to a warp at a time.
+// Grid: (batch, heads), 8 warps, a query to a warp at a time.
 // Shared: keys and values (keys, head_dim + 1) each, and of each warp its query's scores (keys) and query (head_dim).
 #define ALL_KEYS 0
 #define CAUSAL 1
@@ -48,7 +48,7 @@ DEV Head open_head(const TrainAttendArgs& a, float* shared) {
     h.values = h.keys + a.keys * h.pitch;
     h.scores = h.values + a.keys * h.pitch + h.warp * (a.keys + a.head_dim);
     h.query = h.scores + a.keys;
-    h.kv_at = (u64)blockIdx.y * a.keys * 2 * h.inner + blockIdx.x * a.head_dim;
+    h.kv_at = (u64)blockIdx.x * a.keys * 2 * h.inner + blockIdx.y * a.head_dim;
     for (u32 i = threadIdx.x; i < a.keys * a.head_dim; i += blockDim.x) {
         u32 key = i / a.head_dim, d = i % a.head_dim;
         u64 at = h.kv_at + (u64)key * 2 * h.inner + d;
@@ -61,15 +61,15 @@ DEV Head open_head(const TrainAttendArgs& a, float* shared) {
 
 DEV u32 visible_keys(const TrainAttendArgs& a, u32 query) {
     if (a.mask == CAUSAL) return a.keys - a.queries + query + 1;
-    return a.mask == FIRST_KEYS ? a.lengths[blockIdx.y] : a.keys;
+    return a.mask == FIRST_KEYS ? a.lengths[blockIdx.x] : a.keys;
 }
 
 // The probabilities of one query into the warp's scores, before dropout.
 DEV void probabilities(const TrainAttendArgs& a, const Head& h, u32 query, u32 visible) {
-    u64 q_at = ((u64)blockIdx.y * a.queries + query) * h.inner + blockIdx.x * a.head_dim;
+    u64 q_at = ((u64)blockIdx.x * a.queries + query) * h.inner + blockIdx.y * a.head_dim;
     for (u32 d = h.lane; d < a.head_dim; d += WARP) h.query[d] = a.q[q_at + d];
     __syncwarp();
-    const float* bias = a.bias ? a.bias + ((u64)blockIdx.x * a.queries + query) * a.keys : 0;
+    const float* bias = a.bias ? a.bias + ((u64)blockIdx.y * a.queries + query) * a.keys : 0;
     float most = MINUS_INFINITY;
     for (u32 key = h.lane; key < visible; key += WARP) {
         float sum = 0.0f;
@@ -92,7 +92,7 @@ DEV void probabilities(const TrainAttendArgs& a, const Head& h, u32 query, u32 v
 
 // Where a query's row of scores begins among all: what its dropout is drawn by.
 DEV u64 row_of_scores(const TrainAttendArgs& a, u32 query) {
-    return (((u64)blockIdx.y * a.heads + blockIdx.x) * a.queries + query) * a.keys;
+    return (((u64)blockIdx.x * a.heads + blockIdx.y) * a.queries + query) * a.keys;
 }
 
 KERNEL(attend_forward, 256, 2, TrainAttendArgs) {
@@ -104,7 +104,7 @@ KERNEL(attend_forward, 256, 2, TrainAttendArgs) {
         u64 row = row_of_scores(a, query);
         for (u32 key = h.lane; key < visible; key += WARP) h.scores[key] *= drop_factor(a.drop, row, key);
         __syncwarp();
-        u64 at = ((u64)blockIdx.y * a.queries + query) * h.inner + blockIdx.x * a.head_dim;
+        u64 at = ((u64)blockIdx.x * a.queries + query) * h.inner + blockIdx.y * a.head_dim;
         for (u32 d = h.lane; d < a.head_dim; d += WARP) {
             float sum = 0.0f;
             for (u32 key = 0; key < visible; key++) sum = fma_(h.scores[key], h.values[key * h.pitch + d], sum);
@@ -117,7 +117,7 @@ KERNEL(attend_forward, 256, 2, TrainAttendArgs) {
 KERNEL(attend_backward, 256, 2, TrainAttendArgs) {
     SHARED(shared);
     Head h = open_head(a, (float*)shared);
-    u64 rows_at = ((u64)blockIdx.y * a.queries) * h.inner + blockIdx.x * a.head_dim;
+    u64 rows_at = ((u64)blockIdx.x * a.queries) * h.inner + blockIdx.y * a.head_dim;
     for (u32 query = h.warp; query < a.queries; query += 8) {
         u32 visible = visible_keys(a, query);
         probabilities(a, h, query, visible);

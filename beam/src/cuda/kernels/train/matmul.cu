@@ -2,7 +2,7 @@
 //
 // A(i, k) lies at a[i * a_row + k * a_col], B(j, k) at b[j * b_row + k * b_col]; one stride of each is 1, so that products
 // of transposes need no copies. C: (m, ldc), added to with ADD.
-// Grid: (n / 64, m / 64, parts), 4 warps, each 16 columns of all rows of the block. A part takes k_part of the k inputs
+// Grid: (m / 64, n / 64, parts), 4 warps, each 16 columns of all rows of the block. A part takes k_part of the k inputs
 // and writes to c + part * part_stride; `fold` adds parts up.
 // Shared: both tiles (64, pitch(64)).
 #define TRAIN_ADD 1
@@ -29,7 +29,7 @@ DEV void load_tile(Number* tile, u32 ld, const float* x, u32 row_stride, u32 col
 
 KERNEL(train_matmul, 128, 3, MatmulArgs) {
     SHARED(shared);
-    u32 ld = pitch(TRAIN_CHUNK), row = blockIdx.y * 64, col = blockIdx.x * 64, warp = threadIdx.x / WARP;
+    u32 ld = pitch(TRAIN_CHUNK), row = blockIdx.x * 64, col = blockIdx.y * 64, warp = threadIdx.x / WARP;
     Number* left = (Number*)shared;
     Number* right = left + 64 * ld;
     u32 from = blockIdx.z * a.k_part, to = min_(a.k, from + a.k_part);
