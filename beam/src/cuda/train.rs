@@ -118,8 +118,10 @@ pub const CAUSAL: u32 = 1;
 /// As many of the first keys as `lengths` says.
 pub const FIRST_KEYS: u32 = 2;
 
-/// Blocks that [`sum_of_squares`] takes, whatever the size: as many partial sums come out.
-pub const SQUARES: u32 = 256;
+/// Blocks that [`sum_of_squares`] takes for so many numbers: as many partial sums come out.
+pub fn squares(count: u64) -> u32 {
+    count.div_ceil(4096).clamp(1, 256) as u32
+}
 
 /// Rows that a block of [`norm_backward`] takes: a partial sum each.
 pub const NORM_ROWS: u32 = 64;
@@ -220,9 +222,9 @@ pub fn drawn_backward(args: &DrawnArgs, rows: u32) -> Launch {
     Launch::new("drawn_backward", [rows, 1, 1], 256, 0, args)
 }
 
-/// [`SQUARES`] partial sums of squares.
+/// As many partial sums of squares as [`squares`] says.
 pub fn sum_of_squares(args: &SquaresArgs) -> Launch {
-    Launch::new("sum_of_squares", [SQUARES, 1, 1], 256, 32 * 4, args)
+    Launch::new("sum_of_squares", [squares(args.count), 1, 1], 256, 32 * 4, args)
 }
 
 /// A step of the optimiser.

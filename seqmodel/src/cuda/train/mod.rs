@@ -20,7 +20,6 @@ use crate::rqt::{Rqt, RqtBatch};
 use crate::tiger::{Sample, Tiger, TigerBatch};
 use crate::train::{Engine, Objective, average_step};
 use crate::{Error, Result};
-use beam::cuda::train::SQUARES;
 use beam::cuda::{Device, Launch, Memory, Numbers, Program};
 use candle_core::Tensor;
 use models::{TapeRqt, TapeTiger};
@@ -170,7 +169,7 @@ impl<'a> DeviceTrainer<'a> {
             // Drawn anew where the tape must be written again.
             let drawn = keys.clone();
             self.network.record(&mut tape, batch, share, Mode::Train(&drawn))?;
-            tape.results(self.weights.names().count() * SQUARES as usize);
+            tape.squares = tape.results(self.weights.square_parts().sum()).1;
             let used = tape.rooms.used();
             if used.iter().zip(&self.rooms).all(|(used, room)| *used <= room.bytes()) {
                 keys.follow(&drawn);
@@ -220,18 +219,17 @@ impl Engine<DeviceBatch> for DeviceTrainer<'_> {
             }
             launches.append(&mut tape.forward);
             launches.append(&mut tape.take_backward());
-            let names = self.weights.names().count();
-            let first = (tape.rooms.results.used() / 4).saturating_sub((names * SQUARES as usize).next_multiple_of(64));
+            let first = tape.squares;
             if at + 1 == count {
                 launches.append(&mut self.weights.squares(self.rooms[4].address() + 4 * first as u64));
             }
             self.run(launches)?;
-            let mut results = vec![0f32; first + names * SQUARES as usize];
+            let mut results = vec![0f32; first + self.weights.square_parts().sum::<usize>()];
             self.device.read(self.rooms[4].address(), bytemuck::cast_slice_mut(&mut results))?;
             let rows = tape.terms.iter().flat_map(|term| &results[term.first..term.first + term.rows]);
             loss += rows.map(|loss| f64::from(*loss)).sum::<f64>();
-            let sum = |partial: &[f32]| partial.iter().map(|x| f64::from(*x)).sum();
-            self.squares = results[first..].chunks_exact(SQUARES as usize).map(sum).collect();
+            let mut partial = results[first..].iter().map(|x| f64::from(*x));
+            self.squares = self.weights.square_parts().map(|parts| partial.by_ref().take(parts).sum()).collect();
             self.learned = tape.learned;
         }
         Ok(loss)

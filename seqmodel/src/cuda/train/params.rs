@@ -3,7 +3,7 @@
 use super::tape::Node;
 use crate::nn::{Parameters, with_values};
 use crate::{Error, Result};
-use beam::cuda::train::{AdamWArgs, ElementArgs, FILL, SQUARES, SquaresArgs, adamw, element, sum_of_squares};
+use beam::cuda::train::{AdamWArgs, ElementArgs, FILL, SquaresArgs, adamw, element, squares, sum_of_squares};
 use beam::cuda::{Device, Launch, Memory};
 use candle_core::Tensor;
 use rqvae::AdamWConfig;
@@ -160,14 +160,21 @@ impl DeviceParameters {
         clear(self.grads.address(), self.total)
     }
 
-    /// Partial sums of squares of every gradient, [`SQUARES`] each, at `results` in the order of names.
+    /// How many partial sums of squares each gradient has, in the order of names.
+    pub(super) fn square_parts(&self) -> impl Iterator<Item = usize> {
+        self.places.values().map(|place| squares(place.count() as u64) as usize)
+    }
+
+    /// Partial sums of squares of every gradient, one after the other from `results` on.
     pub(super) fn squares(&self, results: u64) -> Vec<Launch> {
-        let launch = |(at, place): (usize, &Place)| {
-            let partial = results + (4 * at * SQUARES as usize) as u64;
+        let mut partial = results;
+        let mut launches = Vec::with_capacity(self.places.len());
+        for (place, parts) in self.places.values().zip(self.square_parts()) {
             let x = self.grads.address() + 4 * place.first as u64;
-            sum_of_squares(&SquaresArgs { x, partial, count: place.count() as u64 })
-        };
-        self.places.values().enumerate().map(launch).collect()
+            launches.push(sum_of_squares(&SquaresArgs { x, partial, count: place.count() as u64 }));
+            partial += 4 * parts as u64;
+        }
+        launches
     }
 
     /// A step of those whose gradient was added to, at an address of `learned`; the others stay as they are.

@@ -133,12 +133,14 @@ pub(super) struct Tape {
     pub(super) terms: Vec<Term>,
     /// Where gradients of parameters begin that were added to.
     pub(super) learned: Vec<u64>,
+    /// Where sums of squares begin among the results, counted in numbers.
+    pub(super) squares: usize,
 }
 
 impl Tape {
     pub(super) fn new(numbers: Numbers, rooms: Rooms) -> Self {
         let (data, forward, backward) = (Vec::new(), Vec::new(), Vec::new());
-        Self { numbers, rooms, data, forward, backward, terms: Vec::new(), learned: Vec::new() }
+        Self { numbers, rooms, data, forward, backward, terms: Vec::new(), learned: Vec::new(), squares: 0 }
     }
 
     /// The way back as it runs.
