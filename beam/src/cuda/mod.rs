@@ -11,8 +11,10 @@ mod compile;
 mod device;
 mod emulator;
 mod gpu;
+mod guidance;
 mod index;
 mod kernels;
+mod layout;
 mod libraries;
 mod plan;
 mod search;
@@ -29,10 +31,10 @@ pub use compile::{Compiled, Compiler, Usage};
 pub use device::{Device, Launch, Memory, Prepared, Program};
 pub use emulator::Emulator;
 pub use gpu::Gpu;
+pub use guidance::{ItemScores, guide_room};
 pub use index::DeviceIndex;
 pub use kernels::{Kernel, Numbers, TRAIN_UNITS, UNITS, Unit};
+pub use layout::Layout;
 pub use libraries::{find_gpu, find_nvrtc};
 pub use plan::{Plan, Region, bucket};
-pub use search::{
-    DeviceBeams, DeviceKernel, DeviceScores, Feed, ItemScores, Layout, MAX_WIDTH, Recorded, guide_room, record,
-};
+pub use search::{DeviceBeams, DeviceKernel, DeviceScores, Feed, MAX_WIDTH, Recorded, record};

@@ -5,13 +5,15 @@
 //! runs at the end, or whenever [`DeviceBeams::flush`] is told. [`record`] stops before the end and gives the program.
 //! Twin: [`crate::CpuKernel`], with scores normalised by [`crate::math::log_softmax`]; equal logits give equal bits.
 
-use super::args::{ExpandArgs, FinishArgs, GuideArgs, MAX_LEVELS, MaskHeader, SelectArgs};
+use super::args::{ExpandArgs, FinishArgs, MAX_LEVELS, SelectArgs};
 use super::device::{Device, Launch, Memory, Prepared, Program};
+use super::guidance::{GuideRoom, ItemScores};
 use super::index::{DeviceIndex, Masks};
 use super::kernels::Numbers;
-use super::plan::{Plan, Region};
+use super::layout::Layout;
+use super::plan::Region;
 use crate::math::TILE;
-use crate::{BeamConfig, BeamKernel, Error, Hypothesis, LiveMask, Result, ScoreMode, StepScorer, Trie};
+use crate::{BeamConfig, BeamKernel, Error, Hypothesis, LiveMask, Result, ScoreMode, StepScorer};
 use rqvae::{Code, ItemIdx, SemanticId};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,10 +27,7 @@ const BEST: usize = BUFFER * 8 + 16;
 pub const MAX_WIDTH: usize = 1024;
 
 /// Most blocks that share the beams of a request.
-const MAX_PARTS: usize = 16;
-
-/// Words of masks' lists that there is room for: so many, and so many more a request.
-const POOL: (usize, usize) = (1 << 14, 1 << 11);
+pub(super) const MAX_PARTS: usize = 16;
 
 /// Beam search on a device.
 pub struct DeviceKernel {
@@ -38,53 +37,6 @@ pub struct DeviceKernel {
     config: BeamConfig,
     codes: Vec<usize>,
     guide: Option<GuideRoom>,
-}
-
-/// Scores of all items, which guide a search: see [`crate::Guided`].
-#[derive(Debug, Clone, Copy)]
-pub struct ItemScores {
-    /// (batch, pitch) f32.
-    pub scores: u64,
-    /// From request to request.
-    pub pitch: u32,
-    /// Items of a request.
-    pub items: u32,
-}
-
-/// What guidance takes: its weight, and room for nodes level by level, the leaves last.
-#[derive(Debug, Clone)]
-struct GuideRoom {
-    weight: f32,
-    nodes: Vec<usize>,
-}
-
-impl GuideRoom {
-    /// With room for a catalogue that has grown by an eighth.
-    fn new(trie: &Trie, weight: f32) -> Self {
-        let room = |level| (trie.nodes(level) + trie.nodes(level) / 8).next_multiple_of(256);
-        Self { weight, nodes: (0..=trie.levels()).map(room).collect() }
-    }
-
-    /// Where the nodes of `level` begin.
-    fn at(&self, level: usize) -> usize {
-        self.nodes[..level].iter().sum()
-    }
-
-    fn holds(&self, trie: &Trie) -> bool {
-        self.nodes.iter().enumerate().all(|(level, room)| trie.nodes(level) <= *room)
-    }
-}
-
-/// Numbers that guidance of one request takes over `trie`.
-pub fn guide_room(trie: &Trie) -> usize {
-    GuideRoom::new(trie, 0.0).nodes.iter().sum()
-}
-
-impl Recorded {
-    /// Whether the program has room for `trie`; without guidance it has for any.
-    pub fn holds(&self, trie: &Trie) -> bool {
-        self.beams.guide.as_ref().is_none_or(|guide| guide.holds(trie))
-    }
 }
 
 /// Where the logits of a level are.
@@ -115,110 +67,22 @@ pub struct Feed {
     pub pitch: u32,
 }
 
-/// Beams of one level in device memory.
-#[derive(Debug, Clone, Copy)]
-struct Level {
-    nodes: Region,
-    scores: Region,
-    ancestors: Region,
-    path: Region,
-    counts: Region,
-}
-
-/// Where everything of a search is.
-#[derive(Debug, Clone)]
-pub struct Layout {
-    plan: Plan,
-    masks: Region,
-    pool: Region,
-    levels: Vec<Level>,
-    keys: Region,
-    key_counts: Region,
-    logits: Region,
-    partials: Region,
-    found: Region,
-    items: Region,
-    item_scores: Region,
-    item_codes: Region,
-    /// Of guidance, where there is some.
-    log_sums: Region,
-    best: Region,
-}
-
-impl Layout {
-    /// For `batch` requests over IDs with so many `codes` per level, and `guide` numbers of guidance each.
-    pub fn new(batch: usize, codes: &[usize], config: &BeamConfig, guide: usize) -> Self {
-        let mut plan = Plan::default();
-        let masks = plan.take("masks", batch, size_of::<MaskHeader>());
-        let pool = plan.take("lists", POOL.0 + batch * POOL.1, 4);
-        let widths: Vec<usize> = std::iter::once(1).chain(config.widths.iter().copied()).collect();
-        let level = |width: &usize| {
-            let rows = batch * width;
-            Level {
-                nodes: plan.take("nodes", rows, 4),
-                scores: plan.take("scores", rows, 4),
-                ancestors: plan.take("ancestors", rows * MAX_LEVELS, 4),
-                path: plan.take("path", rows * MAX_LEVELS, 2),
-                counts: plan.take("counts", batch, 4),
-            }
-        };
-        let levels = widths.iter().map(level).collect();
-        let most = |of: &dyn Fn(usize) -> usize| (0..codes.len()).map(of).max().unwrap_or(0);
-        let keys = plan.take("keys", batch * most(&|l| parts(widths[l], codes[l]) * widths[l + 1]), 8);
-        let key_counts = plan.take("key counts", batch * MAX_PARTS, 4);
-        let logits = plan.take("logits", batch * most(&|l| widths[l] * codes[l].next_multiple_of(8)), 4);
-        let partials = plan.take("partial sums", batch * most(&|l| widths[l] * codes[l].div_ceil(TILE)), 8);
-        let found = plan.take("found", batch, 4);
-        let items = plan.take("items", batch * config.top_k, 4);
-        let item_scores = plan.take("item scores", batch * config.top_k, 4);
-        let item_codes = plan.take("item codes", batch * config.top_k * MAX_LEVELS, 2);
-        let log_sums = plan.take("sums of guidance", if guide > 0 { batch } else { 0 }, 4);
-        let best = plan.take("guidance", batch * guide, 4);
-        Self {
-            plan,
-            masks,
-            pool,
-            levels,
-            keys,
-            key_counts,
-            logits,
-            partials,
-            found,
-            items,
-            item_scores,
-            item_codes,
-            log_sums,
-            best,
-        }
-    }
-
-    /// The regions.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// From the first to behind the last byte of the result.
-    fn result(&self) -> std::ops::Range<usize> {
-        self.found.offset..self.item_codes.offset + self.item_codes.bytes
-    }
-}
-
 /// Blocks that share the beams of a request, so that each rarely has to cut its buffer.
-fn parts(beams: usize, codes: usize) -> usize {
+pub(super) fn parts(beams: usize, codes: usize) -> usize {
     (beams * codes).div_ceil(BUFFER / 2).clamp(1, MAX_PARTS).min(beams.max(1))
 }
 
 /// Beams of a search that is written down.
 pub struct DeviceBeams {
     device: Arc<dyn Device>,
-    index: Arc<DeviceIndex>,
+    pub(super) index: Arc<DeviceIndex>,
     numbers: Numbers,
     batch: usize,
     /// Requests that are there; the others of the batch have no beams.
     live: usize,
     config: BeamConfig,
-    guide: Option<GuideRoom>,
-    layout: Layout,
+    pub(super) guide: Option<GuideRoom>,
+    pub(super) layout: Layout,
     memory: Memory,
     masks: Masks,
     level: usize,
@@ -233,7 +97,7 @@ struct Written {
 
 /// A search that is ready to be run for request after request.
 pub struct Recorded {
-    beams: DeviceBeams,
+    pub(super) beams: DeviceBeams,
     prepared: Box<dyn Prepared>,
     nodes: usize,
 }
@@ -375,41 +239,6 @@ impl DeviceBeams {
         self.device.write(self.memory.address() + from as u64, &garbage)
     }
 
-    /// What guides this search, made of the scores of all items; before the first step.
-    ///
-    /// # Errors
-    /// The kernel is not guided, or there are fewer scores than items.
-    pub fn guide(&self, scores: &ItemScores) -> Result<()> {
-        let Some(guide) = &self.guide else { return Err(Error::config("guide", "none", "a kernel that is guided")) };
-        let trie = self.index.trie();
-        if (scores.items as usize) < trie.bound() {
-            return Err(Error::shape("item scores", format!("{} or more", trie.bound()), scores.items));
-        }
-        let (levels, batch) = (trie.levels(), self.batch as u32);
-        let args = GuideArgs {
-            index: self.index.header(),
-            masks: self.at(self.layout.masks),
-            pool: self.at(self.layout.pool),
-            counts: self.at(self.layout.levels[0].counts),
-            scores: scores.scores,
-            log_sums: self.at(self.layout.log_sums),
-            best: self.at(self.layout.best),
-            stride: guide.nodes.iter().sum::<usize>() as u64,
-            items: scores.items,
-            lds: scores.pitch,
-            ..GuideArgs::default()
-        };
-        self.push(Launch::new("guide_sums", [batch, 1, 1], 256, 32 * 4, &args));
-        // The root is the same for all and counts as 0.
-        for level in (1..=levels).rev() {
-            let (at, below) = (guide.at(level) as u32, guide.at(level + 1) as u32);
-            let args = GuideArgs { level: level as u32, at, below, ..args };
-            let kernel = if level == levels { "guide_leaves" } else { "guide_level" };
-            self.push(Launch::new(kernel, [guide.nodes[level].div_ceil(256) as u32, batch, 1], 256, 0, &args));
-        }
-        Ok(())
-    }
-
     /// Puts the masks of the next requests in place, as many as are there.
     fn ask(&mut self, live: &[LiveMask]) -> Result<()> {
         if self.guide.as_ref().is_some_and(|guide| !guide.holds(&self.index.trie())) {
@@ -431,7 +260,7 @@ impl DeviceBeams {
         Ok(())
     }
 
-    fn at(&self, region: Region) -> u64 {
+    pub(super) fn at(&self, region: Region) -> u64 {
         self.memory.address() + region.offset as u64
     }
 
