@@ -1,4 +1,5 @@
-//! Search on a GPU: kernels compiled at run time, memory planned on the host, a request as one fixed program.
+//! Search on a GPU: kernels compiled at run time, memory planned on the host, a request as one fixed program. The kernels of
+//! training are here too, see [`train`].
 //!
 //! Rooms: [`find_gpu`] (what this machine has), [`Compiler`] (sources to machine code by NVRTC), [`UNITS`] (the kernels),
 //! [`Device`] (memory and programs; [`Gpu`] is one, [`Emulator`] the host's picture of one), [`DeviceIndex`] (the
