@@ -24,25 +24,32 @@ pub(crate) use vectorized;
 /// See [`vectorized`].
 pub(crate) struct Once;
 
+/// Numbers that are computed with side by side. Made anew as a whole each time: an array that is changed place by place is
+/// not kept in one register but in eight, two by two.
+type Lanes = [f32; 16];
+
+#[inline(always)]
+fn lanes(of: impl Fn(usize) -> f32) -> Lanes {
+    std::array::from_fn(of)
+}
+
+/// Sums of the first and the second half.
+#[inline(always)]
+fn halved<const ALL: usize, const HALF: usize>(x: [f32; ALL]) -> [f32; HALF] {
+    std::array::from_fn(|i| x[i] + x[i + HALF])
+}
+
 /// Sum of products, in sixteen lanes with a fixed reduction order.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let tail: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in a_chunks.zip(b_chunks) {
-        for i in 0..16 {
-            lanes[i] += x[i] * y[i];
-        }
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let mut sums = [0f32; 16];
+    for (x, y) in a.iter().zip(b) {
+        sums = lanes(|i| sums[i] + x[i] * y[i]);
     }
-    let mut width = 8;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0] + tail
+    let [sum] = halved::<2, 1>(halved::<4, 2>(halved::<8, 4>(halved::<16, 8>(sums))));
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+    sum + rest
 }
 
 /// [`dot`] for callers outside a vectorised loop.
@@ -61,43 +68,34 @@ pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
 /// Sum, in sixteen lanes.
 #[inline(always)]
 pub(crate) fn sum_of(x: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    let chunks = x.chunks_exact(16);
-    let tail: f32 = chunks.remainder().iter().sum();
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut sums = [0f32; 16];
     for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] += chunk[i];
-        }
+        sums = lanes(|i| sums[i] + chunk[i]);
     }
-    lanes.iter().sum::<f32>() + tail
+    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
 /// Largest value, `-inf` for none.
 #[inline(always)]
 pub(crate) fn max_of(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = x.chunks_exact(16);
-    let tail = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut most = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-        }
+        most = lanes(|i| if chunk[i] > most[i] { chunk[i] } else { most[i] });
     }
-    lanes.iter().fold(tail, |m, v| m.max(*v))
+    most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| m.max(*v))
 }
 
 /// Sum of `exp(x - shift)`.
 #[inline(always)]
 pub(crate) fn exp_shifted_sum(x: &[f32], shift: f32) -> f32 {
-    let mut lanes = [0f32; 16];
-    let chunks = x.chunks_exact(16);
-    let tail: f32 = chunks.remainder().iter().map(|v| exp(v - shift)).sum();
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut sums = [0f32; 16];
     for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] += exp(chunk[i] - shift);
-        }
+        sums = lanes(|i| sums[i] + exp(chunk[i] - shift));
     }
-    lanes.iter().sum::<f32>() + tail
+    sums.iter().sum::<f32>() + rest.iter().map(|v| exp(v - shift)).sum::<f32>()
 }
 
 /// Log-softmax of one row, in place.

@@ -4,12 +4,13 @@
 //! loop reads it in order, whole vectors at a time. Sums run over the inputs in order, with fused multiply-adds, so that a
 //! row's result depends on no other row.
 
+use super::bytes::{Bytes, round};
 use crate::nn::vectorized;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 
 /// Outputs of a panel.
-const PANEL: usize = 32;
+pub(super) const PANEL: usize = 32;
 
 /// Where a product goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,16 +23,17 @@ pub(crate) enum Into {
     Sum,
 }
 
-/// How weights are kept; they are computed with in 32 bits either way.
+/// How weights are kept and computed with. Sums have 32 bits in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// As they were trained.
     #[default]
     F32,
-    /// The upper half of their bits, rounded to nearest even.
+    /// The upper half of their bits, rounded to nearest even; computed with in 32.
     Bf16,
-    /// One byte, times a scale per output that lets its greatest weight be 127.
+    /// One byte, times a scale per output that lets its greatest weight be 127. What they are multiplied with becomes bytes
+    /// too, row by row, and processors that can multiply bytes do so.
     Int8,
 }
 
@@ -42,7 +44,16 @@ pub(crate) struct Packed {
     inputs: usize,
     /// (outputs / `PANEL`, inputs, `PANEL`), zeros behind the last output; empty where they are narrow.
     panels: Vec<f32>,
-    narrow: Option<Narrow>,
+    small: Option<Small>,
+}
+
+/// Weights of fewer than 32 bits.
+#[derive(Debug, Clone)]
+enum Small {
+    /// Made wide panel by panel.
+    Narrow(Narrow),
+    /// Multiplied as they are.
+    Bytes(Bytes),
 }
 
 /// Weights of fewer than 32 bits, in panels.
@@ -56,6 +67,8 @@ enum Narrow {
 thread_local! {
     /// The panel of narrow weights that is computed with.
     static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// The rows that were bytes.
+    static ROUNDED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Rows inside a larger matrix.
@@ -75,6 +88,13 @@ impl Packed {
         let row = |output: usize| (0..inputs).map(|input| at(output, input)).collect::<Vec<_>>();
         packed.fill_rows(outputs, inputs, (0..outputs).map(row));
         packed
+    }
+
+    /// A matrix in bytes as a processor keeps it that cannot multiply them.
+    #[cfg(test)]
+    pub(super) fn of_bytes(outputs: usize, inputs: usize, bytes: Vec<i8>, scales: Vec<f32>) -> Self {
+        let small = Some(Small::Narrow(Narrow::Int8(bytes, scales)));
+        Self { outputs, inputs, panels: Vec::new(), small }
     }
 
     /// From its rows, one an output, in the memory of what was here before.
@@ -115,9 +135,11 @@ impl Packed {
 
     /// The same in fewer bits.
     pub(crate) fn stored_as(mut self, precision: Precision) -> Self {
-        self.narrow = match precision {
+        self.small = match precision {
             Precision::F32 => None,
-            Precision::Bf16 => Some(Narrow::Bf16(self.panels.iter().map(|weight| bf16(*weight)).collect())),
+            Precision::Bf16 => {
+                Some(Small::Narrow(Narrow::Bf16(self.panels.iter().map(|weight| bf16(*weight)).collect())))
+            }
             Precision::Int8 => {
                 let (rows, _) = self.panels.as_chunks::<PANEL>();
                 let panels = rows.chunks_exact(self.inputs.max(1));
@@ -131,10 +153,15 @@ impl Packed {
                 let bytes = panels.zip(scales.chunks_exact(PANEL)).flat_map(|(rows, scales)| {
                     rows.iter().flat_map(move |row| row.iter().zip(scales).map(move |(w, scale)| byte(*w, *scale)))
                 });
-                Some(Narrow::Int8(bytes.collect(), scales))
+                let bytes: Vec<i8> = bytes.collect();
+                Some(if Bytes::fast() {
+                    Small::Bytes(Bytes::new(self.outputs, self.inputs, &bytes, scales))
+                } else {
+                    Small::Narrow(Narrow::Int8(bytes, scales))
+                })
             }
         };
-        if self.narrow.is_some() {
+        if self.small.is_some() {
             self.panels = Vec::new();
         }
         self
@@ -148,18 +175,26 @@ impl Packed {
     pub(crate) fn product(&self, rows: Rows, out: &mut [f32], stride: usize, into: Into) {
         let inputs = self.inputs.max(1);
         let arch = pulp::Arch::new();
-        let run = |first, panels: &[f32], out: &mut [f32]| {
+        let run = |first, panels: &[f32], rows: Rows, out: &mut [f32]| {
             let (panels, _) = panels.as_chunks::<PANEL>();
             arch.dispatch(Product { outputs: self.outputs, inputs, first, panels, rows, out, stride, into });
         };
-        match &self.narrow {
-            None => run(0, &self.panels, out),
-            Some(narrow) => WIDE.with_borrow_mut(|wide| {
+        let widened = |narrow: &Narrow, rows: Rows, out: &mut [f32]| {
+            WIDE.with_borrow_mut(|wide| {
                 wide.resize(inputs * PANEL, 0.0);
                 for panel in 0..self.outputs.div_ceil(PANEL) {
                     narrow.widen(panel, wide);
-                    run(panel, wide, out);
+                    run(panel, wide, rows, out);
                 }
+            });
+        };
+        match &self.small {
+            None => run(0, &self.panels, rows, out),
+            Some(Small::Bytes(bytes)) => bytes.product(rows, self.inputs, out, stride, into),
+            Some(Small::Narrow(narrow @ Narrow::Bf16(_))) => widened(narrow, rows, out),
+            Some(Small::Narrow(narrow @ Narrow::Int8(..))) => ROUNDED.with_borrow_mut(|rounded| {
+                vectorized!(round(rows, self.inputs, rounded));
+                widened(narrow, Rows { data: rounded, stride: self.inputs, count: rows.count }, out);
             }),
         }
     }
@@ -215,15 +250,15 @@ type Panel<'a> = (usize, &'a [[f32; PANEL]]);
 
 /// Some of the rows, in which of how many turns.
 #[derive(Clone, Copy)]
-struct Turn {
-    first: usize,
-    count: usize,
-    number: usize,
-    of: usize,
+pub(super) struct Turn {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) number: usize,
+    pub(super) of: usize,
 }
 
 /// `count` rows in the fewest turns of at most `most`, as even as can be: a turn with few rows waits for its own sums.
-fn turns(count: usize, most: usize) -> impl Iterator<Item = Turn> {
+pub(super) fn turns(count: usize, most: usize) -> impl Iterator<Item = Turn> {
     let of = count.div_ceil(most);
     (0..of).map(move |number| {
         let (first, end) = (number * count / of, (number + 1) * count / of);
@@ -233,7 +268,7 @@ fn turns(count: usize, most: usize) -> impl Iterator<Item = Turn> {
 
 /// Asks for what a kernel will read soon; any address will do.
 #[inline(always)]
-fn prefetch(at: *const u8) {
+pub(super) fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -441,12 +476,13 @@ mod tests {
                     Into::Relu => sum.max(0.0),
                     Into::Sum => sum + f64::from(before[at]),
                 };
-                // Sums of at most 300 products of numbers below 1, rounded to the last bit of what is kept of a weight.
+                // Sums of at most 300 products of numbers below 1, rounded to the last bit of what is kept of a weight; with
+                // bytes the row is rounded too.
                 let size: f64 = (0..inputs).map(|i| f64::from(data[row * stride + i].abs())).sum();
                 let rounding = match precision {
                     Precision::F32 => 0.0,
                     Precision::Bf16 => size / 256.0,
-                    Precision::Int8 => size / 254.0,
+                    Precision::Int8 => 1.01 * (size + inputs as f64) / 254.0,
                 };
                 prop_assert!((f64::from(*out) - want).abs() < 1e-4 + rounding, "{} {}", out, want);
             }

@@ -4,6 +4,7 @@
 //! Each model packs itself beside its plain session on tensors, which stays the reference.
 
 mod block;
+mod bytes;
 mod decoder;
 mod matrix;
 mod parts;

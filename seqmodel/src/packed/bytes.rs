@@ -1,0 +1,361 @@
+//! Matrix products in bytes: weights and rows in 8 bits, sums exact in 32, by the instructions that processors have for it
+//! (VNNI), which do four times the work of their kin in 32 bits.
+//!
+//! A row is rounded to steps of its greatest size over 127, a weight to steps of its output's. A row's bytes are shifted by
+//! 128, since the instructions want them without a sign; what that adds, 128 times the sum of an output's weights, is taken
+//! away again. Where there are no such instructions, [`round`] and products in 32 bits give the same up to rounding.
+
+use super::matrix::{Into, PANEL, Rows, turns};
+use std::cell::RefCell;
+
+/// Inputs that one instruction takes together.
+const GROUP: usize = 4;
+
+/// Weights (outputs, inputs) in bytes.
+#[derive(Debug, Clone)]
+pub(super) struct Bytes {
+    outputs: usize,
+    /// Groups of inputs.
+    groups: usize,
+    /// (outputs / `PANEL`, groups, `PANEL`, `GROUP`), zeros behind the last output and input.
+    panels: Vec<[i8; PANEL * GROUP]>,
+    /// What a weight of 1 stands for, output by output, and 128 times the sum of an output's weights.
+    scales: Vec<f32>,
+    shifts: Vec<i32>,
+}
+
+/// Rows in bytes.
+#[derive(Debug, Default)]
+struct Rounded {
+    /// (rows, groups, `GROUP`), shifted by 128.
+    bytes: Vec<[u8; GROUP]>,
+    /// What a step of each row stands for.
+    steps: Vec<f32>,
+}
+
+thread_local! {
+    static ROUNDED: RefCell<Rounded> = RefCell::default();
+}
+
+/// What a step of a row stands for, and how many steps 1 is. Not finite where the row is not.
+#[inline(always)]
+fn steps(row: &[f32]) -> (f32, f32) {
+    let mut lanes = [(0f32, 0f32); 16];
+    let (chunks, rest) = row.as_chunks::<16>();
+    let see = |(most, poison): &mut (f32, f32), x: f32| {
+        *most = most.max(x.abs());
+        *poison += x * 0.0;
+    };
+    for chunk in chunks {
+        for at in 0..16 {
+            see(&mut lanes[at], chunk[at]);
+        }
+    }
+    rest.iter().for_each(|x| see(&mut lanes[0], *x));
+    let (most, poison) = lanes.iter().fold((0f32, 0f32), |(m, p), (most, poison)| (m.max(*most), p + poison));
+    (most / 127.0 + poison, if most > 0.0 { 127.0 / most } else { 0.0 })
+}
+
+/// Adding this rounds to a whole number, which is then in the lowest bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Rows as they are after they were bytes: (rows, inputs).
+#[inline(always)]
+pub(super) fn round(rows: Rows, inputs: usize, rounded: &mut Vec<f32>) {
+    rounded.resize(rows.count * inputs, 0.0);
+    for (row, rounded) in rounded.chunks_exact_mut(inputs.max(1)).enumerate() {
+        let row = &rows.data[row * rows.stride..][..inputs];
+        let (step, many) = steps(row);
+        rounded.iter_mut().zip(row).for_each(|(r, x)| *r = (x * many + ROUND - ROUND) * step);
+    }
+}
+
+impl Bytes {
+    /// Whether this processor has the instructions.
+    pub(super) fn fast() -> bool {
+        kernel().is_some()
+    }
+
+    /// Of weights in bytes, panel by panel (outputs / `PANEL`, inputs, `PANEL`), and what 1 stands for at each output.
+    pub(super) fn new(outputs: usize, inputs: usize, bytes: &[i8], scales: Vec<f32>) -> Self {
+        let groups = inputs.div_ceil(GROUP);
+        let mut panels = Vec::with_capacity(outputs.div_ceil(PANEL) * groups);
+        let mut shifts = vec![0; scales.len()];
+        for (panel, bytes) in bytes.chunks_exact((inputs * PANEL).max(1)).enumerate() {
+            for group in bytes.chunks(GROUP * PANEL) {
+                let mut line = [0; PANEL * GROUP];
+                for (at, byte) in group.iter().enumerate() {
+                    line[at % PANEL * GROUP + at / PANEL] = *byte;
+                    shifts[panel * PANEL + at % PANEL] += 128 * i32::from(*byte);
+                }
+                panels.push(line);
+            }
+        }
+        Self { outputs, groups, panels, scales, shifts }
+    }
+
+    /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Bytes::fast`].
+    pub(super) fn product(&self, rows: Rows, inputs: usize, out: &mut [f32], stride: usize, into: Into) {
+        let Some(kernel) = kernel() else { return };
+        ROUNDED.with_borrow_mut(|rounded| {
+            rounded.bytes.resize(rows.count * self.groups, [128; GROUP]);
+            rounded.steps.resize(rows.count, 0.0);
+            let out = Sink { out, stride, into };
+            // SAFETY: `kernel` has asked the processor whether it has the instructions.
+            #[expect(unsafe_code, reason = "code for some processors alone")]
+            unsafe {
+                kernel(self, rows, inputs, rounded, out);
+            }
+        });
+    }
+
+    /// Sums of `row`, those of the outputs from `from` on, to their place.
+    #[inline(always)]
+    fn put<const N: usize>(&self, row: usize, from: usize, step: f32, sums: [i32; N], out: &mut Sink) {
+        let width = N.min(self.outputs.saturating_sub(from));
+        let (scales, shifts) = (&self.scales[from..][..N], &self.shifts[from..][..N]);
+        let mut line = [0f32; N];
+        for at in 0..N {
+            line[at] = (sums[at] - shifts[at]) as f32 * (scales[at] * step);
+        }
+        if width == 0 {
+            return;
+        }
+        let places = &mut out.out[row * out.stride + from..][..width];
+        match out.into {
+            Into::Place => places.copy_from_slice(&line[..width]),
+            Into::Relu => places.iter_mut().zip(line).for_each(|(place, sum)| *place = sum.max(0.0)),
+            Into::Sum => places.iter_mut().zip(line).for_each(|(place, sum)| *place += sum),
+        }
+    }
+}
+
+impl Rounded {
+    #[inline(always)]
+    fn fill(&mut self, rows: Rows, inputs: usize, groups: usize) {
+        for row in 0..rows.count {
+            let numbers = &rows.data[row * rows.stride..][..inputs];
+            let (step, many) = steps(numbers);
+            self.steps[row] = step;
+            let byte = |x: f32| (x * many + ROUND).to_bits() as u8 ^ 128;
+            let bytes = self.bytes[row * groups..][..groups].as_flattened_mut();
+            let (bytes, behind) = bytes.split_at_mut(inputs);
+            bytes.iter_mut().zip(numbers).for_each(|(place, x)| *place = byte(*x));
+            behind.fill(128);
+        }
+    }
+}
+
+/// Where sums go.
+struct Sink<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+    into: Into,
+}
+
+type Kernel = unsafe fn(&Bytes, Rows, usize, &mut Rounded, Sink);
+
+#[cfg(not(target_arch = "x86_64"))]
+fn kernel() -> Option<Kernel> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn kernel() -> Option<Kernel> {
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni")
+    {
+        return Some(x86::wide);
+    }
+    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni")).then_some(x86::narrow as Kernel)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Bytes, GROUP, PANEL, Rounded, Rows, Sink, turns};
+    use crate::packed::matrix::prefetch;
+    use core::arch::x86_64::{
+        __m256i, __m512i, _mm256_dpbusd_avx_epi32, _mm256_set1_epi32, _mm256_setzero_si256, _mm512_dpbusd_epi32,
+        _mm512_set1_epi32, _mm512_setzero_si512,
+    };
+
+    /// See the macro of the same name for numbers in 32 bits: a name for each row, two vectors of a panel from the
+    /// `$start`-th on.
+    macro_rules! tile {
+        ($self:ident, $rounded:ident, $out:ident, $panel:ident, $start:expr, $turn:ident,
+         [$vector:ty, $zero:ident, $splat:ident, $dot:ident, $lanes:literal], $($name:ident)+) => {{
+            let groups = $self.groups;
+            let weights = &$self.panels[$panel * groups..][..groups];
+            let mut row = $turn.first..;
+            $(
+                let bytes = &$rounded.bytes[row.next().unwrap_or(0) * groups..][..groups];
+                let mut $name = (bytes, $zero(), $zero());
+            )+
+            let step = (PANEL * GROUP).div_ceil($turn.of);
+            let mut ahead = weights.as_ptr_range().end.cast::<u8>().wrapping_add(step * groups * $turn.number);
+            for (group, weights) in weights.iter().enumerate() {
+                prefetch(ahead);
+                prefetch(ahead.wrapping_add(64));
+                ahead = ahead.wrapping_add(step);
+                let (vectors, _) = weights.as_chunks::<{ $lanes * GROUP }>();
+                let low: $vector = bytemuck::must_cast(vectors[$start]);
+                let high: $vector = bytemuck::must_cast(vectors[$start + 1]);
+                $(
+                    let x = $splat(i32::from_ne_bytes($name.0[group]));
+                    $name.1 = $dot($name.1, x, low);
+                    $name.2 = $dot($name.2, x, high);
+                )+
+            }
+            let mut row = $turn.first..;
+            $(
+                let sums: [i32; 2 * $lanes] = bytemuck::must_cast([$name.1, $name.2]);
+                let at = row.next().unwrap_or(0);
+                $self.put(at, $panel * PANEL + $start * $lanes, $rounded.steps[at], sums, &mut $out);
+            )+
+        }};
+    }
+
+    macro_rules! wide {
+        ($self:ident, $rounded:ident, $out:ident, $panel:ident, $turn:ident, $($name:ident)+) => {
+            tile!($self, $rounded, $out, $panel, 0, $turn,
+                [__m512i, _mm512_setzero_si512, _mm512_set1_epi32, _mm512_dpbusd_epi32, 16], $($name)+)
+        };
+    }
+
+    macro_rules! narrow {
+        ($self:ident, $rounded:ident, $out:ident, $panel:ident, $start:ident, $turn:ident, $($name:ident)+) => {
+            tile!($self, $rounded, $out, $panel, $start, $turn,
+                [__m256i, _mm256_setzero_si256, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, 8], $($name)+)
+        };
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn wide(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
+        rounded.fill(rows, inputs, this.groups);
+        for panel in 0..this.outputs.div_ceil(PANEL) {
+            for turn in turns(rows.count, 12) {
+                match turn.count {
+                    12 => wide!(this, rounded, out, panel, turn, a b c d e f g h i j k l),
+                    11 => wide!(this, rounded, out, panel, turn, a b c d e f g h i j k),
+                    10 => wide!(this, rounded, out, panel, turn, a b c d e f g h i j),
+                    9 => wide!(this, rounded, out, panel, turn, a b c d e f g h i),
+                    8 => wide!(this, rounded, out, panel, turn, a b c d e f g h),
+                    7 => wide!(this, rounded, out, panel, turn, a b c d e f g),
+                    6 => wide!(this, rounded, out, panel, turn, a b c d e f),
+                    5 => wide!(this, rounded, out, panel, turn, a b c d e),
+                    4 => wide!(this, rounded, out, panel, turn, a b c d),
+                    3 => wide!(this, rounded, out, panel, turn, a b c),
+                    2 => wide!(this, rounded, out, panel, turn, a b),
+                    _ => wide!(this, rounded, out, panel, turn, a),
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) fn narrow(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
+        rounded.fill(rows, inputs, this.groups);
+        for panel in 0..this.outputs.div_ceil(PANEL) {
+            for turn in turns(rows.count, 6) {
+                for start in [0, 2] {
+                    match turn.count {
+                        6 => narrow!(this, rounded, out, panel, start, turn, a b c d e f),
+                        5 => narrow!(this, rounded, out, panel, start, turn, a b c d e),
+                        4 => narrow!(this, rounded, out, panel, start, turn, a b c d),
+                        3 => narrow!(this, rounded, out, panel, start, turn, a b c),
+                        2 => narrow!(this, rounded, out, panel, start, turn, a b),
+                        _ => narrow!(this, rounded, out, panel, start, turn, a),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::matrix::{Packed, Precision};
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Random weights (outputs, inputs) in bytes, panel by panel, with their scales.
+    fn weights(outputs: usize, inputs: usize, number: impl Fn(usize) -> f32) -> (Vec<i8>, Vec<f32>) {
+        let padded = outputs.next_multiple_of(PANEL);
+        let byte = |at: usize| {
+            let output = at / (inputs * PANEL) * PANEL + at % PANEL;
+            if output < outputs { (number(at) * 127.0) as i8 } else { 0 }
+        };
+        ((0..padded * inputs).map(byte).collect(), (0..padded).map(|at| 0.01 + number(at).abs()).collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        /// All processors agree: those that multiply bytes to the bit, the others up to the rounding of sums.
+        #[test]
+        fn bytes_are_bytes_everywhere(
+            count in 0usize..30, inputs in 1usize..300, outputs in 1usize..100, gap in 0usize..3, seed: u32, way in 0u8..3,
+        ) {
+            let number = |at: usize| f32::from(((at as u32).wrapping_mul(2_654_435_761) ^ seed) as u16) / 32_768.0 - 1.0;
+            let (bytes, scales) = weights(outputs, inputs, number);
+            let stride = inputs + gap;
+            let data: Vec<f32> = (0..count * stride).map(|at| number(at + 7)).collect();
+            let rows = Rows { data: &data, stride, count };
+            let into = [Into::Place, Into::Relu, Into::Sum][usize::from(way)];
+            let before: Vec<f32> = (0..count * (outputs + gap)).map(|at| number(at + 99)).collect();
+            let mut expected = before.clone();
+            let wide = Packed::of_bytes(outputs, inputs, bytes.clone(), scales.clone());
+            wide.product(rows, &mut expected, outputs + gap, into);
+            let packed = Bytes::new(outputs, inputs, &bytes, scales.clone());
+            let run = |kernel: Kernel| {
+                let mut out = before.clone();
+                let mut rounded = Rounded::default();
+                rounded.bytes.resize(count * packed.groups, [9; GROUP]);
+                rounded.steps.resize(count, 9.0);
+                // SAFETY: `kernels` has only those that this processor has.
+                #[expect(unsafe_code, reason = "code for some processors alone")]
+                unsafe {
+                    kernel(&packed, rows, inputs, &mut rounded, Sink { out: &mut out, stride: outputs + gap, into });
+                }
+                out
+            };
+            let all: Vec<Vec<f32>> = kernels().map(run).collect();
+            for out in &all {
+                prop_assert_eq!(out, &all[0]);
+                for (at, (out, expected)) in out.iter().zip(&expected).enumerate() {
+                    // A millionth of what a sum may pass through; a wrong byte makes some tenths.
+                    let most = inputs as f32 * 128.0;
+                    prop_assert!((out - expected).abs() <= 1e-6 * most, "{}: {} {}", at, out, expected);
+                    prop_assert!(at % (outputs + gap) < outputs || *out == before[at]);
+                }
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn kernels() -> impl Iterator<Item = Kernel> {
+        let wide = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
+        let narrow = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni");
+        wide.then_some(x86::wide as Kernel).into_iter().chain(narrow.then_some(x86::narrow as Kernel))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn kernels() -> impl Iterator<Item = Kernel> {
+        std::iter::empty()
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let packed = Packed::new(5, 20, |output, input| (output + input) as f32).stored_as(Precision::Int8);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 17] {
+                let mut data = vec![0.5; 60];
+                data[20 + place] = bad;
+                let mut out = vec![0.0; 15];
+                packed.product(Rows { data: &data, stride: 20, count: 3 }, &mut out, 5, Into::Place);
+                let finite: Vec<bool> = out.iter().map(|x| x.is_finite()).collect();
+                assert_eq!(finite, [[true; 5], [false; 5], [true; 5]].concat(), "{bad} at {place}: {out:?}");
+            }
+        }
+    }
+}
