@@ -37,6 +37,9 @@ if [ -d data ] && [ "$(left)" -gt 120 ]; then
     for model in tiger rqt; do
         timeout 60 ./sidrec bench train --model $model --device cuda --json > "$out/bench-train-$model.json" \
             2> "$out/bench-train-$model.log"
+        SIDREC_CUBLASLT= timeout 60 ./sidrec bench train --model $model --device cuda --json \
+            > "$out/bench-train-$model-cublaslt.json" 2> "$out/bench-train-$model-cublaslt.log"
+        echo "bench train $model by cuBLASLt: exit code $?" | tee -a "$out/summary.txt"
         preset=default
         [ $model = tiger ] && preset=grid
         timeout "$(left)" ./sidrec train --catalogue catalogue --interactions $interactions --model $model \

@@ -2,10 +2,12 @@
 //!
 //! All calls go through one lock, so that nothing strays into a capture; the work itself is the device's.
 
+use super::blas::{Blas, WORKSPACE};
 use super::compile::Compiler;
 use super::device::{Device, Launch, Prepared, Program};
 use super::kernels::{Numbers, TRAIN_UNITS, UNITS, Unit};
 use super::libraries::find_gpu;
+use super::train::MatmulArgs;
 use crate::{Error, Result};
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice_attribute_enum as Attribute, CUfunction, CUfunction_attribute_enum as FunctionAttribute,
@@ -15,7 +17,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Shared memory that a block has without being asked about it.
 const SHARED: u32 = 48 << 10;
@@ -33,6 +35,8 @@ struct Inner {
     /// Kernels for f32 and bf16.
     functions: [Mutex<HashMap<&'static str, CUfunction>>; 2],
     compiler: Compiler,
+    /// What computes large products instead of our kernel, where it was asked for.
+    blas: OnceLock<Blas>,
     lock: Mutex<()>,
 }
 
@@ -78,6 +82,19 @@ impl Gpu {
         let opened = catch_unwind(AssertUnwindSafe(open));
         let inner = opened.map_err(|_| Error::device("GPU", "the driver or NVRTC lacks a function"))??;
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Has large products of training computed by cuBLASLt, from `folder` or the loader's path. Programs that come again
+    /// and again keep to our kernel: a library may load code when it is called, which a captured program does not allow.
+    ///
+    /// # Errors
+    /// The library is not there, or there is no room for what it needs.
+    pub fn use_cublaslt(&self, folder: Option<&Path>) -> Result<()> {
+        let workspace = self.allocate(WORKSPACE)?;
+        let _entered = self.0.enter()?;
+        // Where one is there already it stays.
+        let _ = self.0.blas.set(Blas::open(folder, workspace)?);
+        Ok(())
     }
 
     /// What kernels were compiled for, like `sm_90`.
@@ -140,7 +157,17 @@ impl Inner {
         let arch = format!("sm_{major}{minor}");
         let [f32, bf16] = Numbers::ALL.map(|numbers| load(&compiler, UNITS, numbers, &arch).map(Mutex::new));
         let functions = [f32?, bf16?];
-        Ok(Self { stream, context, name, arch, driver, functions, compiler, lock: Mutex::new(()) })
+        Ok(Self {
+            stream,
+            context,
+            name,
+            arch,
+            driver,
+            functions,
+            compiler,
+            blas: OnceLock::new(),
+            lock: Mutex::new(()),
+        })
     }
 
     /// Makes the device this thread's, alone until the guard is dropped.
@@ -177,6 +204,22 @@ impl Inner {
             functions.push(function);
         }
         Ok(functions)
+    }
+
+    /// Runs a launch by cuBLASLt where that is there and has a way; `false` where not.
+    fn by_library(&self, numbers: Numbers, launch: &Launch) -> Result<bool> {
+        let (Some(blas), "train_matmul") = (self.blas.get(), launch.kernel) else { return Ok(false) };
+        let args: MatmulArgs = bytemuck::pod_read_unaligned(&launch.args);
+        if !blas.product(numbers, &args, self.stream.cast())? {
+            return Ok(false);
+        }
+        // The whole sum is in the first of its parts; the others add nothing.
+        let others = 4 * args.part_stride as usize * (launch.grid[2] as usize - 1);
+        if others > 0 {
+            // The parts lie one after the other in memory that the program has for them.
+            driver!(cuMemsetD8Async(args.c + 4 * args.part_stride, 0, others, self.stream))?;
+        }
+        Ok(true)
     }
 
     fn launch(&self, function: CUfunction, launch: &Launch) -> Result<()> {
@@ -282,7 +325,9 @@ impl Device for Gpu {
     fn run(&self, program: &Program) -> Result<()> {
         let _entered = self.0.enter()?;
         let functions = self.0.functions(program)?;
-        functions.iter().zip(&program.launches).try_for_each(|(function, launch)| self.0.launch(*function, launch))
+        functions.iter().zip(&program.launches).try_for_each(|(function, launch)| {
+            if self.0.by_library(program.numbers, launch)? { Ok(()) } else { self.0.launch(*function, launch) }
+        })
     }
 }
 

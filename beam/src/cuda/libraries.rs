@@ -59,3 +59,22 @@ pub fn find_nvrtc(folder: Option<&Path>) -> Result<(), String> {
     let present = unsafe { cudarc::nvrtc::sys::is_culib_present() };
     if present { Ok(()) } else { Err("no NVRTC library (libnvrtc.so.13) on the loader's path".into()) }
 }
+
+/// Why there is no cuBLASLt, in one line. `folder` as for [`find_nvrtc`].
+///
+/// # Errors
+/// The reason.
+pub(super) fn find_cublaslt(folder: Option<&Path>) -> Result<(), String> {
+    if let Some(folder) = folder {
+        let path = folder.join("libcublasLt.so.13");
+        // SAFETY: NVIDIA's libraries run nothing of note when they are loaded.
+        #[expect(unsafe_code, reason = "loads a library")]
+        let library = unsafe { libloading::Library::new(&path) };
+        // It stays for the life of the process, and is found by its name from now on.
+        std::mem::forget(library.map_err(|e| format!("{}: {e}", path.display()))?);
+    }
+    // SAFETY: as above.
+    #[expect(unsafe_code, reason = "asks the loader for a library")]
+    let present = unsafe { cudarc::cublaslt::sys::is_culib_present() };
+    if present { Ok(()) } else { Err("no cuBLASLt library (libcublasLt.so.13) on the loader's path".into()) }
+}

@@ -8,6 +8,7 @@
 //! Nothing here needs CUDA to be built, or to start: libraries are looked for when they are asked for.
 
 mod args;
+mod blas;
 mod compile;
 mod device;
 mod emulator;

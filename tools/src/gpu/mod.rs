@@ -8,7 +8,7 @@ use crate::error::{Fault, fault};
 use anyhow::Result;
 use beam::cuda::{Compiler, Device, Gpu};
 use clap::ValueEnum;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 /// Where to compute.
@@ -41,7 +41,15 @@ fn cache() -> Option<PathBuf> {
 /// Why there is none, in one line.
 pub fn gpu() -> std::result::Result<Gpu, String> {
     static GPU: OnceLock<std::result::Result<Gpu, String>> = OnceLock::new();
-    GPU.get_or_init(|| Gpu::open(nvrtc().as_deref(), cache()).map_err(|e| e.to_string())).clone()
+    GPU.get_or_init(|| open().map_err(|e| e.to_string())).clone()
+}
+
+fn open() -> beam::Result<Gpu> {
+    let gpu = Gpu::open(nvrtc().as_deref(), cache())?;
+    if let Some(folder) = std::env::var_os("SIDREC_CUBLASLT") {
+        gpu.use_cublaslt((!folder.is_empty()).then_some(Path::new(&folder)))?;
+    }
+    Ok(gpu)
 }
 
 /// A compiler of kernels, which needs no GPU.
