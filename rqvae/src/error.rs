@@ -105,6 +105,18 @@ pub enum Error {
         /// Training step.
         step: u64,
     },
+    /// A device that computes for this floor fails.
+    #[error("device: {reason}")]
+    Device {
+        /// What it says.
+        reason: String,
+    },
+    /// A device does not compute what the host does.
+    #[error("{what}")]
+    Disagreement {
+        /// Both sides of it.
+        what: String,
+    },
     /// A tensor that should be there is not.
     #[error("tensor `{name}` is missing")]
     MissingTensor {

@@ -19,6 +19,7 @@ pub use ids::{
     SidTable, reassign, resolve, suffix_room,
 };
 pub use model::{CodebookUpdate, Estimator, RqVae, RqVaeConfig, RqVaeQuantizer};
+pub use model::{MakeTowers, TowerLayer, TowerPlan, TowerStart, Towers, TowersApart, towers_apart};
 pub use quantize::{Behavior, Encoded, FitProgress, Lsh, Method, QuantizerConfig, RandomIds, SidEncoder, Vectors};
 pub use quantize::{fit_quantizer, fit_quantizer_with, load_quantizer};
 pub use training::{AdamW, AdamWConfig, Checkpoint, CheckpointDir, Decay, Mode, Schedule, SeededRng, StepKeys, mix};

@@ -62,6 +62,11 @@ impl<'a> Source<'a> {
         items.len() + self.behavior.map_or(0, partners)
     }
 
+    /// Most rows that so many items make up.
+    pub(super) fn most_rows(&self, items: usize) -> usize {
+        if self.behavior.is_some() { 2 * items } else { items }
+    }
+
     /// Fills `rows` for `items`, draws following from `counter`.
     pub(super) fn fill(&self, rows: &mut Rows, items: &[u32], counter: u64) {
         rows.items.clear();

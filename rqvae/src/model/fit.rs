@@ -7,7 +7,8 @@ use super::averages::Averages;
 use super::batch::Source;
 use super::config::RqVaeConfig;
 use super::diversity::{Groups, diversity};
-use super::estimator::{CodebookUpdate, gumbel};
+use super::engine::{Engine, MakeTowers};
+use super::estimator::CodebookUpdate;
 use super::optim::AdamW;
 use super::pass::{Shard, Step};
 use super::rqvae::RqVae;
@@ -16,100 +17,171 @@ use crate::quantize::{Behavior, FitProgress, QuantizerConfig, ResidualQuantizer}
 use crate::{Error, Result, SeededRng, SidStats};
 use rand::Rng;
 use rand::seq::SliceRandom;
-use rayon::prelude::*;
 
 const STAGE: &str = "rqvae";
 const INIT_ITERATIONS: usize = 20;
 
 /// Fits a network to standardised content (items, dim), whose rows come in the order of a hash of their content, as do
-/// those of `behavior`.
+/// those of `behavior`. `make` brings the towers to a device; what that computes is compared with the host before
+/// anything is learned from it.
 pub(super) fn fit(
     config: &QuantizerConfig,
     content: &[f32],
     dim: usize,
     behavior: &Behavior,
+    make: Option<&MakeTowers>,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<RqVae> {
-    let rng = SeededRng::new(config.seed);
     let options = &config.rqvae;
     let items = content.len() / dim;
-    let source = Source::new(options, config.levels, content, dim, behavior, config.seed)?;
     let total = options.epochs_over(items);
-    let mut model = RqVae::new(options, dim, &config.sizes(), &rng)?;
-    init_codebooks(&mut model, config, content, &rng);
-
-    let mut optim = AdamW::new(model.params.len(), options.weight_decay);
-    let by_gradient = options.codebook_update == CodebookUpdate::Gradient;
-    let mut book_optim = AdamW::new(if by_gradient { model.codebooks.len() } else { 0 }, 0.0);
-    let mut step = 0u64;
-    let mut averages = Averages::new(options.decay, &model.codebooks, options.latent_dim);
-    let mut shards: Vec<Shard> = Vec::new();
-    let per_shard = source.items_per_shard();
-    shards.resize_with(options.batch_size.min(items).div_ceil(per_shard), Shard::default);
+    let mut fitting = Fitting::new(config, content, dim, behavior, make)?;
     let mut order: Vec<u32> = (0..items as u32).collect();
+    if make.is_some() {
+        fitting.agree(&order, options.temperature_at(1, total))?;
+    }
     let last_reset = (total as f64 * options.reset_until) as usize;
     let mut best: Option<(Judgement, RqVae)> = None;
     for done in 1..=total {
-        order.shuffle(&mut rng.stream_at("shuffle", done as u64));
+        order.shuffle(&mut fitting.rng.stream_at("shuffle", done as u64));
         let learning_rate = learning_rate(options, done - 1, total);
         let temperature = options.temperature_at(done, total);
-        let groups = groups(&model, options, &rng, done);
-        let mut used = vec![false; model.codewords()];
+        let groups = groups(&fitting.model, options, &fitting.rng, done);
+        let mut used = vec![false; fitting.model.codewords()];
         let (mut loss, mut seen) = (0.0, 0);
         for batch in order.chunks(options.batch_size) {
-            let norms = squared_norms(&model.codebooks, options.latent_dim);
-            let rows = source.count(batch);
-            let active = &mut shards[..batch.len().div_ceil(per_shard)];
-            step += 1;
-            let now = Step { norms: &norms, scale: 1.0 / rows as f32, temperature };
-            active.par_iter_mut().zip(batch.par_chunks(per_shard)).enumerate().for_each(|(at, (shard, items))| {
-                let counter = (step << 20) + at as u64;
-                source.fill(&mut shard.rows, items, counter);
-                let mut noise = rng.stream_at("noise", counter);
-                model.backward(shard, &now, &mut || gumbel(&mut noise));
-            });
-            let mut batch_loss: f64 = active.iter().map(|shard| model.loss(&shard.terms)).sum();
-            let mut books: Vec<&[f32]> = active.iter().map(|shard| &shard.book[..]).collect();
-            let spread;
-            if let Some(groups) = &groups {
-                let mut draw = rng.stream_at("diversity", step);
-                let (part, book) = spread_codes(&model, active, groups, now.scale, &mut draw);
-                batch_loss += part;
-                spread = book;
-                books.push(&spread);
-            }
+            let (batch_loss, rows) = fitting.pass(batch, temperature, groups.as_deref())?;
             if !batch_loss.is_finite() {
                 return Err(Error::NonFinite { what: "loss of the RQ-VAE".into(), step: done as u64 });
             }
             loss += batch_loss;
             seen += rows;
-            for shard in &*active {
+            for shard in fitting.active() {
                 used.iter_mut().zip(&shard.counts).for_each(|(used, count)| *used |= *count > 0.0);
             }
-            let grads: Vec<&[f32]> = active.iter().map(|shard| &shard.grads[..]).collect();
-            optim.step(&mut model.params, &grads, learning_rate);
-            if by_gradient {
-                book_optim.step(&mut model.codebooks, &books, learning_rate);
-            } else {
-                let chosen: Vec<_> = active.iter().map(|shard| (&shard.counts[..], &shard.sums[..])).collect();
-                averages.update(&mut model.codebooks, &chosen);
-            }
+            fitting.update(learning_rate)?;
         }
         if options.reset_every > 0 && done.is_multiple_of(options.reset_every) && done <= last_reset {
-            let mut draw = rng.stream_at("revive", done as u64);
-            revive(&mut model, &mut averages, &used, &shards[0].residuals, &mut draw);
+            fitting.revive(&used, done as u64);
         }
         if done == total || (done >= total.div_ceil(2) && done.is_multiple_of(options.check_every)) {
-            let judgement = Judgement::of(&model, content, options.unique_target);
+            let judgement = Judgement::of(&mut fitting, content, options.unique_target)?;
             let dead = used.iter().filter(|used| !**used).count();
             tracing::debug!(epoch = done, unique = judgement.unique, error = judgement.error, dead, "judged");
             if best.as_ref().is_none_or(|(best, _)| judgement.beats(best)) {
-                best = Some((judgement, model.clone()));
+                fitting.fetch()?;
+                best = Some((judgement, fitting.model.clone()));
             }
         }
         progress(FitProgress { stage: STAGE, done, total, loss: Some(loss / seen as f64) });
     }
-    Ok(best.map_or(model, |(_, model)| model))
+    Ok(best.map_or(fitting.model, |(_, model)| model))
+}
+
+/// A network while it learns.
+pub(super) struct Fitting<'a> {
+    pub(super) model: RqVae,
+    source: Source<'a>,
+    pub(super) engine: Engine,
+    rng: SeededRng,
+    averages: Averages,
+    /// Of the codewords, where they learn by gradient.
+    book_optim: AdamW,
+    shards: Vec<Shard>,
+    /// How many of the shards the last batch took.
+    filled: usize,
+    /// Gradient of the codewords by diversity, where there is one.
+    spread: Option<Vec<f32>>,
+    /// Batches so far.
+    pub(super) step: u64,
+}
+
+impl<'a> Fitting<'a> {
+    pub(super) fn new(
+        config: &QuantizerConfig,
+        content: &'a [f32],
+        dim: usize,
+        behavior: &'a Behavior,
+        make: Option<&MakeTowers>,
+    ) -> Result<Self> {
+        let rng = SeededRng::new(config.seed);
+        let options = &config.rqvae;
+        let items = content.len() / dim;
+        let source = Source::new(options, config.levels, content, dim, behavior, config.seed)?;
+        let mut model = RqVae::new(options, dim, &config.sizes(), &rng)?;
+        init_codebooks(&mut model, config, content, &rng);
+        let largest = options.batch_size.min(items);
+        let engine = Engine::new(&model, source.most_rows(largest), make)?;
+        let by_gradient = options.codebook_update == CodebookUpdate::Gradient;
+        let book_optim = AdamW::new(if by_gradient { model.codebooks.len() } else { 0 }, 0.0);
+        let averages = Averages::new(options.decay, &model.codebooks, options.latent_dim);
+        let mut shards: Vec<Shard> = Vec::new();
+        shards.resize_with(largest.div_ceil(source.items_per_shard()), Shard::default);
+        let (filled, spread, step) = (0, None, 0);
+        Ok(Self { model, source, engine, rng, averages, book_optim, shards, filled, spread, step })
+    }
+
+    /// Loss of a batch, summed over its rows, and their number; gradients are left where [`Fitting::update`] finds them.
+    pub(super) fn pass(&mut self, batch: &[u32], temperature: f32, groups: Option<&[Groups]>) -> Result<(f64, usize)> {
+        let Self { model, source, engine, rng, shards, .. } = self;
+        let (rows, per_shard) = (source.count(batch), source.items_per_shard());
+        self.step += 1;
+        self.filled = batch.len().div_ceil(per_shard);
+        let active = &mut shards[..self.filled];
+        let norms = squared_norms(&model.codebooks, model.latent_dim());
+        let now = Step { norms: &norms, scale: 1.0 / rows as f32, temperature };
+        let step = self.step;
+        let counter = |at: usize| (step << 20) + at as u64;
+        engine.pass(model, active, &now, &|at, rows| {
+            let items = &batch[at * per_shard..batch.len().min((at + 1) * per_shard)];
+            source.fill(rows, items, counter(at));
+            rng.stream_at("noise", counter(at))
+        })?;
+        let mut loss: f64 = active.iter().map(|shard| model.loss(&shard.terms)).sum();
+        self.spread = groups.map(|groups| {
+            let mut draw = rng.stream_at("diversity", step);
+            let (part, book) = spread_codes(model, active, groups, now.scale, &mut draw);
+            loss += part;
+            book
+        });
+        Ok((loss, rows))
+    }
+
+    /// The shards of the last batch.
+    fn active(&self) -> &[Shard] {
+        &self.shards[..self.filled]
+    }
+
+    /// Gradients of all parameters in the last batch.
+    pub(super) fn gradients(&mut self) -> Result<Vec<f32>> {
+        self.engine.gradients(&self.shards[..self.filled])
+    }
+
+    /// What the last batch has to say to weights and codewords.
+    pub(super) fn update(&mut self, learning_rate: f32) -> Result<()> {
+        let active = &self.shards[..self.filled];
+        self.engine.update(&mut self.model, active, learning_rate)?;
+        if self.model.config.codebook_update == CodebookUpdate::Gradient {
+            let mut books: Vec<&[f32]> = active.iter().map(|shard| &shard.book[..]).collect();
+            books.extend(self.spread.as_deref());
+            self.book_optim.step(&mut self.model.codebooks, &books, learning_rate);
+        } else {
+            let chosen: Vec<_> = active.iter().map(|shard| (&shard.counts[..], &shard.sums[..])).collect();
+            self.averages.update(&mut self.model.codebooks, &chosen);
+        }
+        Ok(())
+    }
+
+    /// Brings the weights of now to the model, wherever they are.
+    pub(super) fn fetch(&mut self) -> Result<()> {
+        self.engine.fetch(&mut self.model)
+    }
+
+    /// Sets every codeword that no item took in epoch `epoch` to a random residual of its level.
+    fn revive(&mut self, used: &[bool], epoch: u64) {
+        let mut draw = self.rng.stream_at("revive", epoch);
+        revive(&mut self.model, &mut self.averages, used, &self.shards[0].residuals, &mut draw);
+    }
 }
 
 /// Groups of the codewords of every level, where diversity asks for them.
@@ -189,12 +261,11 @@ struct Judgement {
 }
 
 impl Judgement {
-    fn of(model: &RqVae, content: &[f32], target: f64) -> Self {
-        let (codes, reconstruction) = model.round_trip(content);
-        let squares = reconstruction.iter().zip(content).map(|(y, x)| f64::from(y - x).powi(2));
-        let error = squares.sum::<f64>() / codes.rows() as f64;
+    fn of(fitting: &mut Fitting, content: &[f32], target: f64) -> Result<Self> {
+        let (codes, squares) = fitting.engine.round_trip(&fitting.model, content)?;
+        let error = squares / codes.rows() as f64;
         let SidStats { unique_prefixes: unique, unique_fraction, .. } = SidStats::of(&codes, &[]);
-        Self { unique, error, enough: unique_fraction >= target }
+        Ok(Self { unique, error, enough: unique_fraction >= target })
     }
 
     fn beats(&self, other: &Self) -> bool {

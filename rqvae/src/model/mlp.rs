@@ -7,18 +7,23 @@ use crate::cluster::{Matrix, matmul};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-#[derive(Debug, Clone, Copy)]
-struct Layer {
-    input: usize,
-    output: usize,
-    weight: usize,
-    bias: usize,
+/// A linear layer, and where it lies in the flat vector of all parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TowerLayer {
+    /// Numbers that go in.
+    pub input: usize,
+    /// Numbers that come out.
+    pub output: usize,
+    /// Place of the weight (output, input).
+    pub weight: usize,
+    /// Place of the bias (output,), right behind the weight.
+    pub bias: usize,
 }
 
 /// Where the layers of a tower lie in the flat vector.
 #[derive(Debug, Clone)]
 pub(super) struct Mlp {
-    layers: Vec<Layer>,
+    layers: Vec<TowerLayer>,
 }
 
 /// What a forward pass leaves for the backward pass: the output of every layer.
@@ -34,14 +39,19 @@ impl Mlp {
         };
         let layers = widths
             .windows(2)
-            .map(|w| Layer { input: w[0], output: w[1], weight: place(w[0] * w[1]), bias: place(w[1]) })
+            .map(|w| TowerLayer { input: w[0], output: w[1], weight: place(w[0] * w[1]), bias: place(w[1]) })
             .collect();
         Self { layers }
     }
 
+    /// Its layers, first to last.
+    pub(super) fn layers(&self) -> &[TowerLayer] {
+        &self.layers
+    }
+
     /// Name, shape and place of every parameter.
     pub(super) fn parameters(&self, tower: &str) -> Vec<(String, Vec<usize>, usize)> {
-        let both = |(i, layer): (usize, &Layer)| {
+        let both = |(i, layer): (usize, &TowerLayer)| {
             [
                 (format!("{tower}.{i}.weight"), vec![layer.output, layer.input], layer.weight),
                 (format!("{tower}.{i}.bias"), vec![layer.output], layer.bias),

@@ -5,6 +5,9 @@ mod batch;
 mod config;
 mod contrast;
 mod diversity;
+mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod estimator;
 mod fit;
 #[cfg(test)]
@@ -17,8 +20,12 @@ mod pass;
 mod quantizer;
 mod rqvae;
 mod towers;
+mod twin;
 
 pub use config::RqVaeConfig;
+pub use engine::{MakeTowers, TowerPlan, TowerStart, Towers};
 pub use estimator::{CodebookUpdate, Estimator};
+pub use mlp::TowerLayer;
 pub use quantizer::RqVaeQuantizer;
 pub use rqvae::RqVae;
+pub use twin::{TowersApart, towers_apart};

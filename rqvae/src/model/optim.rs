@@ -2,6 +2,7 @@
 //!
 //! Paper: Loshchilov and Hutter 2019, alg. 2; Kingma and Ba 2015 for the betas and epsilon.
 
+use crate::AdamWConfig;
 use rayon::prelude::*;
 
 const BETA1: f32 = 0.9;
@@ -21,6 +22,17 @@ pub(super) struct AdamW {
 impl AdamW {
     pub(super) fn new(parameters: usize, weight_decay: f32) -> Self {
         Self { first: vec![0.0; parameters], second: vec![0.0; parameters], step: 0, weight_decay }
+    }
+
+    /// The same numbers for who does it elsewhere.
+    pub(super) fn config(weight_decay: f32) -> AdamWConfig {
+        AdamWConfig {
+            beta1: BETA1.into(),
+            beta2: BETA2.into(),
+            epsilon: EPSILON.into(),
+            weight_decay: weight_decay.into(),
+            clip_norm: 0.0,
+        }
     }
 
     /// One update with the sum of `shards`, added in their order: each (parameters,).

@@ -1,5 +1,8 @@
 //! One pass over a shard of a batch: the loss and all its gradients, by hand.
 //!
+//! Towers and what lies between them are apart: [`RqVae::quantize`] takes latents to their quantised selves, and
+//! [`RqVae::through`] takes the gradient of these back to that of the latents, whoever computes the towers.
+//!
 //! Loss: |x - x_hat|^2 + sum_l beta |r_l - sg(e_l)|^2, summed over dimensions, mean over rows; where codewords learn by
 //! gradient, |sg(r_l) - e_l|^2 too. With progressive depths, level l counts for rows whose depth is above l, in the sum
 //! of codewords as in the loss. Contrast with items of the same sessions and with collaborative vectors adds to it, on
@@ -58,11 +61,18 @@ pub(super) struct Shard {
     pub(super) rows: Rows,
     encoded: TowerTape,
     decoded: TowerTape,
-    quantized: Vec<f32>,
+    /// Output of the encoder: (rows, `latent_dim`).
+    pub(super) latent: Vec<f32>,
+    /// Sums of codewords: (rows, `latent_dim`).
+    pub(super) quantized: Vec<f32>,
+    /// Gradient of the commitment: (rows, `latent_dim`).
+    commitment: Vec<f32>,
+    soft: Vec<Soft>,
     pub(super) residuals: Vec<Vec<f32>>,
     pub(super) codes: Vec<Vec<Code>>,
     scores: Vec<f32>,
-    flow: Vec<f32>,
+    /// The gradient on its way from the reconstruction to the content.
+    pub(super) flow: Vec<f32>,
     spare: Vec<f32>,
     pub(super) grads: Vec<f32>,
     /// How many rows chose each codeword, and the sums of their residuals: (codewords,) and (codewords, dim).
@@ -88,26 +98,43 @@ impl RqVae {
     /// Loss of the rows in `shard`, what they add to the averages of the codewords, and gradients of the weights, scaled
     /// by that of `step`; `noise` gives numbers of the Gumbel distribution where they are needed.
     pub(super) fn backward(&self, shard: &mut Shard, step: &Step, noise: &mut dyn FnMut() -> f32) {
+        let n = shard.rows.x.len() / self.content_dim();
+        shard.grads.resize(self.params.len(), 0.0);
+        let latent = self.encoder.forward(&self.params, &shard.rows.x, n, &mut shard.encoded);
+        shard.latent.clear();
+        shard.latent.extend_from_slice(latent);
+        self.quantize(shard, step, noise);
+        let Shard { rows, decoded, quantized, flow, spare, grads, terms, .. } = shard;
+        let reconstruction = self.decoder.forward(&self.params, quantized, n, decoded);
+        flow.clear();
+        flow.extend(reconstruction.iter().zip(&rows.x).map(|(y, x)| {
+            terms.reconstruction += f64::from((y - x) * (y - x));
+            2.0 * step.scale * (y - x)
+        }));
+        self.decoder.backward(&self.params, quantized, n, decoded, flow, spare, grads);
+        self.through(shard, step);
+        let Shard { rows, encoded, flow, spare, grads, .. } = shard;
+        self.encoder.backward(&self.params, &rows.x, n, encoded, flow, spare, grads);
+    }
+
+    /// From the latents in `shard` to their sums of codewords, with the commitment and what the codewords learn from.
+    pub(super) fn quantize(&self, shard: &mut Shard, step: &Step, noise: &mut dyn FnMut() -> f32) {
         let (dim, levels, config) = (self.latent_dim(), self.levels(), &self.config);
         let scale = step.scale;
-        let n = shard.rows.x.len() / self.content_dim();
-        let Shard { rows, encoded, decoded, quantized, residuals, codes, scores, flow, spare, .. } = shard;
-        let Shard { grads, counts, sums, book, terms, .. } = shard;
-        grads.resize(self.params.len(), 0.0);
+        let n = shard.latent.len() / dim;
+        let Shard { rows, latent, quantized, commitment, soft, residuals, codes, scores, .. } = shard;
+        let Shard { counts, sums, terms, .. } = shard;
         counts.clear();
         counts.resize(self.codewords(), 0.0);
         sums.clear();
         sums.resize(self.codebooks.len(), 0.0);
         residuals.resize_with(levels, Vec::new);
         codes.resize_with(levels, Vec::new);
-        book.clear();
+        soft.clear();
         *terms = Terms::default();
-        let by_gradient = config.codebook_update == CodebookUpdate::Gradient;
-        let mut soft: Vec<Soft> = Vec::new();
-
-        let latent = self.encoder.forward(&self.params, &rows.x, n, encoded);
-        let mut running = latent.to_vec();
-        let mut commitment = vec![0.0; n * dim];
+        let mut running = latent.clone();
+        commitment.clear();
+        commitment.resize(n * dim, 0.0);
         quantized.clear();
         quantized.resize(n * dim, 0.0);
         for level in 0..levels {
@@ -149,29 +176,29 @@ impl RqVae {
             }
         }
         terms.codebook = terms.commitment;
-        let reconstruction = self.decoder.forward(&self.params, quantized, n, decoded);
-        flow.clear();
-        flow.extend(reconstruction.iter().zip(&rows.x).map(|(y, x)| {
-            terms.reconstruction += f64::from((y - x) * (y - x));
-            2.0 * scale * (y - x)
-        }));
-        self.decoder.backward(&self.params, quantized, n, decoded, flow, spare, grads);
+    }
+
+    /// From the gradient of the sums of codewords, in the `flow` of `shard`, to that of the latents, left there; adds the
+    /// contrasts, and fills the gradients of codewords that learn by gradient.
+    pub(super) fn through(&self, shard: &mut Shard, step: &Step) {
+        let (dim, config, scale) = (self.latent_dim(), &self.config, step.scale);
+        let Shard { rows, latent, quantized, commitment, soft, flow, counts, sums, book, terms, .. } = shard;
         self.contrasts(rows, quantized, scale, flow, terms);
-        if by_gradient {
+        book.clear();
+        if config.codebook_update == CodebookUpdate::Gradient {
             // |sg(r) - e|^2 over the rows that chose e: 2 (n e - sum of r).
             let of = |(at, e): (usize, &f32)| 2.0 * scale * (counts[at / dim] * e - sums[at]);
             book.extend(self.codebooks.iter().enumerate().map(of));
         }
         match config.estimator {
             // The latent gets the gradient of its quantised self.
-            Estimator::StraightThrough => flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c),
+            Estimator::StraightThrough => flow.iter_mut().zip(&*commitment).for_each(|(g, c)| *g += c),
             Estimator::RotationTrick => {
-                rotate_back(flow, self.encoder.output(encoded), quantized, dim);
-                flow.iter_mut().zip(&commitment).for_each(|(g, c)| *g += c);
+                rotate_back(flow, latent, quantized, dim);
+                flow.iter_mut().zip(&*commitment).for_each(|(g, c)| *g += c);
             }
-            Estimator::GumbelSoftmax => self.soft_backward(&soft, &rows.depths, flow, book, scale),
+            Estimator::GumbelSoftmax => self.soft_backward(soft, &rows.depths, flow, book, scale),
         }
-        self.encoder.backward(&self.params, &rows.x, n, encoded, flow, spare, grads);
     }
 
     /// Adds both contrasts to `terms`, and their gradients to `flow`, that of the sums of codewords.

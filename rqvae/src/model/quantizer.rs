@@ -1,6 +1,7 @@
 //! A fitted RQ-VAE: content is standardised, encoded, quantised and decoded.
 
 use super::config::RqVaeConfig;
+use super::engine::MakeTowers;
 use super::fit::fit;
 use super::rqvae::RqVae;
 use crate::quantize::{
@@ -23,15 +24,17 @@ pub struct RqVaeQuantizer {
 }
 
 impl RqVaeQuantizer {
-    /// Fits `content` (items, dim) and what `behavior` says of the same items. Their order makes no difference.
+    /// Fits `content` (items, dim) and what `behavior` says of the same items. Their order makes no difference. The
+    /// towers are computed by the host, or on the device of `towers`.
     ///
     /// # Errors
     /// The configuration is invalid or asks for behaviour that is not there, or there are no items, or a vector is not
-    /// finite, or the training diverged.
+    /// finite, or the training diverged; or the device fails, or does not compute what the host does.
     pub fn fit(
         config: &QuantizerConfig,
         content: &Vectors,
         behavior: &Behavior,
+        towers: Option<&MakeTowers>,
         progress: &mut dyn FnMut(FitProgress),
     ) -> Result<Self> {
         config.validate()?;
@@ -39,7 +42,7 @@ impl RqVaeQuantizer {
         let (mean, deviation) = moments(content, &order);
         let rows = standardized(content, &order, &mean, &deviation);
         behavior.check(content.rows())?;
-        let model = fit(config, &rows, content.dim, &behavior.select(&order), progress)?;
+        let model = fit(config, &rows, content.dim, &behavior.select(&order), towers, progress)?;
         let sizes = config.sizes();
         Ok(Self { config: config.rqvae.clone(), sizes, mean, deviation, model })
     }
@@ -125,7 +128,7 @@ impl SidEncoder for RqVaeQuantizer {
 }
 
 /// Mean and standard deviation of each dimension; 1 for a dimension that does not vary beyond rounding.
-fn moments(content: &Vectors, order: &[u32]) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn moments(content: &Vectors, order: &[u32]) -> (Vec<f32>, Vec<f32>) {
     let (dim, rows) = (content.dim, order.len() as f64);
     let mut mean = vec![0f64; dim];
     for &i in order {
@@ -147,7 +150,7 @@ fn moments(content: &Vectors, order: &[u32]) -> (Vec<f32>, Vec<f32>) {
 /// Rows of `order` with mean 0 and deviation 1 in each dimension.
 ///
 /// What lies beyond a million deviations is cut there, so that no sum of squares overflows.
-fn standardized(content: &Vectors, order: &[u32], mean: &[f32], deviation: &[f32]) -> Vec<f32> {
+pub(super) fn standardized(content: &Vectors, order: &[u32], mean: &[f32], deviation: &[f32]) -> Vec<f32> {
     let mut rows = vec![0.0; order.len() * content.dim];
     rows.par_chunks_exact_mut(content.dim).zip(order).for_each(|(row, &i)| {
         for (((y, &x), &mean), &deviation) in row.iter_mut().zip(content.row(i as usize)).zip(mean).zip(deviation) {

@@ -6,7 +6,7 @@
 //! Shapes: content (rows, sum of the widths) -> latent (rows, `latent_dim`), and back.
 //! Papers: Rajput et al. 2023 (TIGER), sec. 3.1, for one source; He et al. 2025 (PLUM), sec. 3.1, for several.
 
-use super::mlp::{Mlp, Tape};
+use super::mlp::{Mlp, Tape, TowerLayer};
 use rand_chacha::ChaCha8Rng;
 
 /// What a forward pass leaves for the backward pass.
@@ -51,6 +51,12 @@ impl Encoder {
         Self { widths: widths.to_vec(), latent_dim, towers, fuse }
     }
 
+    /// Widths of the sources, the layers of each one's tower, and the projection of several latents to one.
+    pub(super) fn layers(&self) -> (Vec<usize>, Vec<Vec<TowerLayer>>, Option<TowerLayer>) {
+        let fuse = self.fuse.as_ref().and_then(|fuse| fuse.layers().first().copied());
+        (self.widths.clone(), self.towers.iter().map(|tower| tower.layers().to_vec()).collect(), fuse)
+    }
+
     pub(super) fn init(&self, params: &mut [f32], rng: &mut ChaCha8Rng) {
         self.towers.iter().chain(&self.fuse).for_each(|tower| tower.init(params, rng));
     }
@@ -81,11 +87,6 @@ impl Encoder {
         }
         fuse.forward(params, &tape.joined, rows, &mut tape.fused);
         last(&tape.fused)
-    }
-
-    /// The latent of the last forward pass.
-    pub(super) fn output<'a>(&self, tape: &'a TowerTape) -> &'a [f32] {
-        if self.fuse.is_some() { last(&tape.fused) } else { tape.towers.first().map_or(&[], |tape| last(tape)) }
     }
 
     /// From the gradient of the latent in `flow`, which is used up, to those of the parameters in `grads`.
@@ -126,6 +127,11 @@ impl Decoder {
             })
             .collect();
         Self { widths: widths.to_vec(), towers }
+    }
+
+    /// The layers of each source's tower.
+    pub(super) fn layers(&self) -> Vec<Vec<TowerLayer>> {
+        self.towers.iter().map(|tower| tower.layers().to_vec()).collect()
     }
 
     pub(super) fn init(&self, params: &mut [f32], rng: &mut ChaCha8Rng) {

@@ -4,7 +4,7 @@ use super::{Behavior, FILE, FORMAT, Lsh, RandomIds, SidEncoder, VERSION, Vectors
 use crate::cluster::{
     HierarchicalKmeans, HierarchicalKmeansConfig, Opq, OpqConfig, ResidualKmeans, ResidualKmeansConfig,
 };
-use crate::model::{RqVaeConfig, RqVaeQuantizer};
+use crate::model::{MakeTowers, RqVaeConfig, RqVaeQuantizer};
 use crate::{Artefact, Error, MAX_CODES, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -141,22 +141,25 @@ pub fn fit_quantizer(
     content: &Vectors,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<Box<dyn SidEncoder>> {
-    fit_quantizer_with(cfg, content, &Behavior::default(), progress)
+    fit_quantizer_with(cfg, content, &Behavior::default(), None, progress)
 }
 
 /// As [`fit_quantizer`] with what `behavior` says of the same items, which the RQ-VAE listens to where its
-/// configuration gives that a weight.
+/// configuration gives that a weight. With `towers` the RQ-VAE's towers are trained on a device; other methods make no
+/// use of it.
 ///
 /// # Errors
-/// As [`fit_quantizer`]; the configuration asks for what `behavior` does not say.
+/// As [`fit_quantizer`]; the configuration asks for what `behavior` does not say; the device fails, or does not compute
+/// what the host does.
 pub fn fit_quantizer_with(
     cfg: &QuantizerConfig,
     content: &Vectors,
     behavior: &Behavior,
+    towers: Option<&MakeTowers>,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<Box<dyn SidEncoder>> {
     Ok(match cfg.method {
-        Method::RqVae => Box::new(RqVaeQuantizer::fit(cfg, content, behavior, progress)?),
+        Method::RqVae => Box::new(RqVaeQuantizer::fit(cfg, content, behavior, towers, progress)?),
         Method::ResidualKmeans | Method::Balanced => Box::new(ResidualKmeans::fit(cfg, content, progress)?),
         Method::HierarchicalKmeans => Box::new(HierarchicalKmeans::fit(cfg, content, progress)?),
         Method::Opq => Box::new(Opq::fit(cfg, content, progress)?),

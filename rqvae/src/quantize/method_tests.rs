@@ -138,7 +138,7 @@ fn hostile_content_is_no_matter_to_any_option_of_the_rqvae() {
         for content in &contents {
             let rqvae = RqVaeConfig { sources: vec![1, content.dim - 1], epochs: 4, ..rqvae.clone() };
             let config = QuantizerConfig { rqvae, ..config(Method::RqVae) };
-            let fitted = fit_quantizer_with(&config, content, &behavior(content.rows() as u32), &mut |_| ());
+            let fitted = fit_quantizer_with(&config, content, &behavior(content.rows() as u32), None, &mut |_| ());
             match fitted {
                 Ok(quantizer) => {
                     let encoded = quantizer.encode(content).unwrap();
@@ -203,14 +203,15 @@ fn behaviour_follows_its_items() {
         ..config(Method::RqVae).rqvae
     };
     let config = QuantizerConfig { rqvae, codebook_sizes: vec![16, 8, 4], ..config(Method::RqVae) };
-    let fit =
-        |content: &Vectors, behavior: &Behavior| fit_quantizer_with(&config, content, behavior, &mut |_| ()).unwrap();
+    let fit = |content: &Vectors, behavior: &Behavior| {
+        fit_quantizer_with(&config, content, behavior, None, &mut |_| ()).unwrap()
+    };
     let whole = behavior(100);
     let (a, b) = (fit(&content, &whole), fit(&turned, &whole.select(&order)));
     let (a, b) = (a.encode(&content).unwrap(), b.encode(&turned).unwrap());
     assert!(order.iter().enumerate().all(|(to, &from)| a.codes.row(from as usize) == b.codes.row(to)));
     assert!(matches!(
-        fit_quantizer_with(&config, &content, &behavior(99), &mut |_| ()),
+        fit_quantizer_with(&config, &content, &behavior(99), None, &mut |_| ()),
         Err(Error::ShapeMismatch { .. })
     ));
     let none = fit_quantizer(&config, &content, &mut |_| ()).err().unwrap();

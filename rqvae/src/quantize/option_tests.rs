@@ -21,7 +21,7 @@ fn outcome(base: &QuantizerConfig, options: &[&str], content: &Vectors) -> Encod
     let config: QuantizerConfig = serde_json::from_value(json).unwrap();
     config.validate().unwrap();
     let behavior = behavior(content.rows() as u32);
-    let quantizer = fit_quantizer_with(&config, content, &behavior, &mut |_| ()).unwrap();
+    let quantizer = fit_quantizer_with(&config, content, &behavior, None, &mut |_| ()).unwrap();
     assert_eq!(quantizer.codebook_sizes(), config.sizes());
     quantizer.encode(content).unwrap()
 }

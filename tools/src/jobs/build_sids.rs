@@ -214,7 +214,7 @@ pub fn build_with(
     let rows: Vec<u32> = (0..content.rows() as u32).filter(|row| fit_on(ItemIdx(*row))).collect();
     let chosen: Vec<f32> = rows.iter().flat_map(|&row| content.row(row as usize)).copied().collect();
     let behavior = if behavior.is_empty() { Behavior::default() } else { behavior.select(&rows) };
-    let quantizer = fit_quantizer_with(config, &Vectors::new(content.dim, chosen)?, &behavior, &mut |p| {
+    let quantizer = fit_quantizer_with(config, &Vectors::new(content.dim, chosen)?, &behavior, None, &mut |p| {
         let loss = p.loss.map_or_else(String::new, |loss| format!("loss {loss:.4}"));
         stage.at(p.done as u64, p.total as u64, &format!("{} {loss}", p.stage));
     })?;
