@@ -6,7 +6,7 @@ use super::args::{
 };
 use super::train::{
     AdamWArgs, BiasArgs, CrossEntropyArgs, DrawnArgs, ElementArgs, FoldArgs, GatherArgs, MatmulArgs, ScatterArgs,
-    SquaresArgs, TrainAttendArgs, TrainNormArgs,
+    SquaresArgs, TowerBiasArgs, TowerBiasBackArgs, TowerErrorArgs, TrainAttendArgs, TrainNormArgs,
 };
 use std::fmt::{self, Display, Formatter};
 use std::mem::size_of;
@@ -181,6 +181,15 @@ pub const TRAIN_UNITS: &[Unit] = &[
             kernel::<CrossEntropyArgs>("cross_entropy", 64),
             kernel::<DrawnArgs>("drawn_scores", 64),
             kernel::<DrawnArgs>("drawn_backward", 64),
+        ],
+    },
+    Unit {
+        file: "train/towers.cu",
+        sources: &[PRELUDE, BLOCK, include_str!("kernels/train/towers.cu")],
+        kernels: &[
+            kernel::<TowerBiasArgs>("tower_bias", 64),
+            kernel::<TowerBiasBackArgs>("tower_bias_back", 64),
+            kernel::<TowerErrorArgs>("tower_error", 64),
         ],
     },
     Unit {

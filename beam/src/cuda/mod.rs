@@ -1,5 +1,5 @@
 //! Search on a GPU: kernels compiled at run time, memory planned on the host, a request as one fixed program. The kernels of
-//! training are here too, see [`train`].
+//! training are here too, see [`train`], and the towers of an RQ-VAE that they train, see [`towers_on`].
 //!
 //! Rooms: [`find_gpu`] (what this machine has), [`Compiler`] (sources to machine code by NVRTC), [`UNITS`] (the kernels),
 //! [`Device`] (memory and programs; [`Gpu`] is one, [`Emulator`] the host's picture of one), [`DeviceIndex`] (the
@@ -22,6 +22,9 @@ mod plan;
 mod search;
 #[cfg(test)]
 mod tests;
+mod towers;
+#[cfg(test)]
+mod towers_tests;
 pub mod train;
 pub mod twin;
 
@@ -40,3 +43,4 @@ pub use layout::Layout;
 pub use libraries::{find_gpu, find_nvrtc};
 pub use plan::{Plan, Region, bucket};
 pub use search::{DeviceBeams, DeviceKernel, DeviceScores, Feed, MAX_WIDTH, Recorded, record};
+pub use towers::towers_on;

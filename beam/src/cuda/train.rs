@@ -82,6 +82,12 @@ arguments! {
         x: u64, y: u64, scores: u64, items: u64, targets: u64, column: u64, offset: u64, dx: u64, dy: u64,
         dim: u32, draws: u32, ld: u32, pad: u32,
     }
+    /// Of `tower_bias`.
+    TowerBiasArgs { y: u64, bias: u64, rows: u32, cols: u32, ld: u32, relu: u32 }
+    /// Of `tower_bias_back`.
+    TowerBiasBackArgs { g: u64, y: u64, partial: u64, rows: u32, cols: u32, ld: u32, pad: u32 }
+    /// Of `tower_error`.
+    TowerErrorArgs { y: u64, x: u64, scale: u64, partial: u64, count: u64 }
     /// Of `sum_of_squares`.
     SquaresArgs { x: u64, partial: u64, count: u64 }
     /// Of `adamw`.
@@ -118,13 +124,16 @@ pub const CAUSAL: u32 = 1;
 /// As many of the first keys as `lengths` says.
 pub const FIRST_KEYS: u32 = 2;
 
-/// Blocks that [`sum_of_squares`] takes for so many numbers: as many partial sums come out.
+/// Blocks that [`sum_of_squares`] and [`tower_error`] take for so many numbers: as many partial sums come out.
 pub fn squares(count: u64) -> u32 {
     count.div_ceil(4096).clamp(1, 256) as u32
 }
 
 /// Rows that a block of [`norm_backward`] takes: a partial sum each.
 pub const NORM_ROWS: u32 = 64;
+
+/// Rows that a block of [`tower_bias_back`] takes: a partial sum each.
+pub const BACK_ROWS: u32 = 64;
 
 /// Parts that a product of `m` by `n` over `k` inputs is taken in, so that a large device has enough blocks.
 pub fn parts(m: u32, n: u32, k: u32) -> u32 {
@@ -220,6 +229,22 @@ pub fn drawn_scores(args: &DrawnArgs, rows: u32) -> Launch {
 /// The gradient of the targets' own scores.
 pub fn drawn_backward(args: &DrawnArgs, rows: u32) -> Launch {
     Launch::new("drawn_backward", [rows, 1, 1], 256, 0, args)
+}
+
+/// A bias, and a ReLU where there is one.
+pub fn tower_bias(args: &TowerBiasArgs) -> Launch {
+    Launch::new("tower_bias", [args.rows.div_ceil(8), args.cols.div_ceil(32), 1], 256, 0, args)
+}
+
+/// Its way back, with a partial sum of the bias's gradient for every [`BACK_ROWS`] rows.
+pub fn tower_bias_back(args: &TowerBiasBackArgs) -> Launch {
+    let grid = [args.rows.div_ceil(BACK_ROWS), args.cols.div_ceil(32), 1];
+    Launch::new("tower_bias_back", grid, 256, 256 * 4, args)
+}
+
+/// The gradient of a squared error, and as many partial sums of it as [`squares`] says.
+pub fn tower_error(args: &TowerErrorArgs) -> Launch {
+    Launch::new("tower_error", [squares(args.count), 1, 1], 256, 32 * 4, args)
 }
 
 /// As many partial sums of squares as [`squares`] says.
