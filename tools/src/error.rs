@@ -81,7 +81,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
         if let Some(error) = cause.downcast_ref::<rqvae::Error>() {
             // Errors of the floors below.
             use rqvae::Error::{
-                BadVectors, Collisions, Corrupt, DigestMismatch, InvalidConfig, Io, Remote, WrongVersion,
+                BadVectors, Collisions, Corrupt, DigestMismatch, Disagreement, InvalidConfig, Io, Remote, WrongVersion,
             };
             return match error {
                 BadVectors { .. }
@@ -91,7 +91,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
                 | WrongVersion { .. }
                 | Remote { temporary: false, .. } => Fault::BadData.exit_code(),
                 Remote { .. } => Fault::Temporary.exit_code(),
-                InvalidConfig { .. } => Fault::Usage.exit_code(),
+                InvalidConfig { .. } | Disagreement { .. } => Fault::Usage.exit_code(),
                 Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Fault::InputMissing.exit_code(),
                 Io { .. } => Fault::Io.exit_code(),
                 _ => 1,

@@ -4,16 +4,19 @@ use crate::catalogue::{Catalogue, require_empty};
 use crate::cli::{ItemsArgs, json_line, print};
 use crate::config::Layers;
 use crate::error::{Fault, fault};
+use crate::gpu::{self, DeviceChoice};
 use crate::interrupt::Interrupt;
 use crate::jobs::behavior::{WINDOW, behavior};
-use crate::jobs::build_sids::{self, Policy};
+use crate::jobs::build_sids::{self, Fit, Policy};
 use crate::jobs::sources::{Joined, Sources};
 use crate::jobs::{change_sids, inspect, inspect_page, stream};
 use crate::table::{ReadOptions, read_interactions};
 use anyhow::Result;
+use beam::cuda::Device;
 use clap::{Args, Subcommand, ValueEnum};
-use rqvae::QuantizerConfig;
+use rqvae::{Method, QuantizerConfig};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Quantisers by their names.
 #[derive(Clone, Copy, ValueEnum)]
@@ -100,6 +103,9 @@ pub(crate) struct BuildArgs {
     /// Quantiser
     #[arg(long, value_enum, default_value = "rkmeans", env = "SIDREC_METHOD")]
     method: MethodArg,
+    /// Where to fit; rqvae can be fitted on a GPU
+    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
+    device: DeviceChoice,
     /// Codes per item, the suffix left out
     #[arg(long, default_value_t = 3, env = "SIDREC_LEVELS")]
     levels: usize,
@@ -262,8 +268,9 @@ fn build(args: &BuildArgs) -> Result<()> {
     if args.print_config {
         return print(&layers.print());
     }
+    let device = device(args.device, config.method)?;
     if args.stream {
-        return build_shards(args, &config);
+        return build_shards(args, &config, device.as_ref());
     }
     require_empty(&args.out)?;
     if args.interactions.is_some() && config.rqvae.contrast_weight == 0.0 && config.rqvae.align_weight == 0.0 {
@@ -281,7 +288,8 @@ fn build(args: &BuildArgs) -> Result<()> {
     let (collaborative, latent_dim) = (args.collaborative.as_deref(), config.rqvae.latent_dim);
     let behavior = behavior(&items.keys, interactions.as_ref(), args.window, collaborative, latent_dim)?;
     let name = source.name();
-    let mut built = build_sids::build_with(&items, &content, &name, &config, args.collisions, &behavior, &|_| true)?;
+    let how = Fit { policy: args.collisions, behavior, device };
+    let mut built = build_sids::build_with(&items, &content, &name, &config, &how, &|_| true)?;
     built.catalogue.origin.encoder_digest = source.digest();
     let quantizer = built.quantizer.as_ref();
     built.catalogue.write(&args.out, &built.residual_norms, quantizer, &|dir| source.save(dir))?;
@@ -290,12 +298,26 @@ fn build(args: &BuildArgs) -> Result<()> {
     if args.json { json_line(&report) } else { print(&inspect::describe(&report)) }
 }
 
-fn build_shards(args: &BuildArgs, config: &QuantizerConfig) -> Result<()> {
+/// Where a quantiser of that method is fitted, `None` for the processor.
+fn device(choice: DeviceChoice, method: Method) -> Result<Option<Arc<dyn Device>>> {
+    match choice {
+        choice if method == Method::RqVae => gpu::device(choice),
+        DeviceChoice::Cuda => {
+            let reason = "--device cuda: only --method rqvae is fitted on a GPU; use --device auto or cpu";
+            Err(fault(Fault::Usage, reason))
+        }
+        // Nobody need hear of a device that would not be used.
+        _ => Ok(None),
+    }
+}
+
+fn build_shards(args: &BuildArgs, config: &QuantizerConfig, device: Option<&Arc<dyn Device>>) -> Result<()> {
     let job = stream::StreamJob {
         items: args.items.path(),
         options: args.items.options(),
         encoder: args.encoder.as_deref(),
         quantizer: config,
+        device,
         fit_items: args.fit_items,
         shard_items: args.shard_items,
         out: &args.out,

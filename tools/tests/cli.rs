@@ -56,6 +56,32 @@ fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     base.iter().copied().chain(["--out", out]).chain(more.iter().copied()).collect()
 }
 
+/// Where a GPU is and where none is; a device that a method would not use is not spoken of.
+#[test]
+fn quantisers_are_fitted_where_they_can_be() {
+    let shop = Shop::new();
+    let short = ["--set", "rqvae.epochs=2", "--set", "rqvae.min_steps=1", "--set", "rqvae.hidden=[16]"];
+    let with = |out: &'static str, more: &[&'static str]| -> Vec<&'static str> {
+        build(out).into_iter().chain(short).chain(more.iter().copied()).collect()
+    };
+    let said = |args: &[&str]| {
+        let output = shop.run(args);
+        assert!(output.status.success(), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(said(&with("auto", &["--method", "rqvae", "--device", "auto"])).contains("device: "));
+    assert!(!said(&with("cpu", &["--method", "rqvae", "--device", "cpu"])).contains("device: "));
+    assert!(!said(&with("plain", &["--device", "auto"])).contains("device: "));
+    shop.fails(&with("wrong", &["--device", "cuda"]), 2, &["--device cuda", "--method rqvae"]);
+    let output = shop.run(&with("cuda", &["--method", "rqvae", "--device", "cuda"]));
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains("--device cuda: ") && message.trim().lines().count() == 1, "{message}");
+        assert!(!shop.path("cuda").exists());
+    }
+}
+
 #[test]
 fn every_command_has_help_with_two_examples() {
     let shop = Shop { dir: tempfile::tempdir().unwrap() };

@@ -4,11 +4,14 @@ use super::{compiler, gpu};
 use crate::error::{Fault, fault};
 use anyhow::{Result, anyhow};
 use beam::cuda::{
-    Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, TRAIN_UNITS, UNITS, Unit, twin,
+    Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, TRAIN_UNITS, UNITS, Unit, towers_on, twin,
 };
 use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trie};
 use candle_core::Tensor;
-use rqvae::{AdamWConfig, Code, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, mix};
+use rqvae::{
+    AdamWConfig, Behavior, Code, ItemIdx, Mode, QuantizerConfig, RqVaeConfig, SeededRng, SidSpec, SidTable, StepKeys,
+    Vectors, mix, towers_apart,
+};
 use seqmodel::cuda::{DeviceBatch, DeviceGenerator, DeviceLearner, DeviceTrainer};
 use seqmodel::data::Window;
 use seqmodel::nn::Parameters;
@@ -246,6 +249,10 @@ impl SelfTest {
             };
             self.note(&format!("training step of rqt in {numbers}"), rqt());
         }
+        for sources in [vec![], vec![200, 100]] {
+            let name = format!("training step of the RQ-VAE in f32, {} sources", sources.len().max(1));
+            self.note(&name, tower_twin(device, sources, 1e-3));
+        }
     }
 
     /// Steps of TIGER's size, batch 256.
@@ -415,6 +422,20 @@ fn step_twin(
     // No number is not fine either.
     let fine = of_loss <= allowed && of_grads <= allowed;
     Ok((!fine).then(|| format!("loss {of_loss:.1e} and gradients {of_grads:.1e} off, {allowed} is allowed")))
+}
+
+/// How far loss, gradients and weights of ten steps of an RQ-VAE are from the processor's, where that is more than
+/// `allowed`; weights may be ten times as far.
+fn tower_twin(device: &Arc<dyn Device>, sources: Vec<usize>, allowed: f64) -> Result<Option<String>> {
+    let rqvae = RqVaeConfig { sources, ..RqVaeConfig::default() };
+    let config = QuantizerConfig { codebook_size: 32, rqvae, ..QuantizerConfig::default() };
+    let content = (0..2000 * 300).map(|at| (draw(5, at) % 2001) as f32 / 1000.0 - 1.0).collect();
+    let content = Vectors::new(300, content)?;
+    let apart = towers_apart(&config, &content, &Behavior::default(), 10, &towers_on(device))?;
+    let (loss, gradients, weights) = (apart.loss, apart.all_gradients, apart.weights);
+    // No number is not fine either.
+    let fine = loss <= allowed && gradients <= allowed && weights <= 10.0 * allowed;
+    Ok((!fine).then(|| format!("loss {loss:.1e}, gradients {gradients:.1e}, weights {weights:.1e} off")))
 }
 
 /// An RQ-Transformer that reads long histories, looks back and draws its negatives, and its parameters and IDs.

@@ -7,11 +7,13 @@ use crate::progress::Stage;
 use crate::table::{ItemKeys, Items, read_vectors};
 use anyhow::Result;
 use beam::Trie;
+use beam::cuda::{Device, towers_on};
 use rqvae::{
-    Behavior, CodeMatrix, CollisionPolicy, Encoded, ItemIdx, QuantizerConfig, Reassignment, SidEncoder, SidStats,
-    SidTable, Vectors, fit_quantizer_with, reassign, resolve,
+    Behavior, CodeMatrix, CollisionPolicy, Encoded, FitProgress, ItemIdx, QuantizerConfig, Reassignment, SidEncoder,
+    SidStats, SidTable, Vectors, fit_quantizer_with, reassign, resolve,
 };
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Where content vectors come from.
@@ -195,26 +197,56 @@ pub fn build(
     config: &QuantizerConfig,
     fit_on: &dyn Fn(ItemIdx) -> bool,
 ) -> Result<Built> {
-    build_with(items, content, encoder, config, Policy::Suffix, &Behavior::default(), fit_on)
+    build_with(items, content, encoder, config, &Fit::default(), fit_on)
 }
 
-/// Fits the quantiser on the items that `fit_on` chooses, and on what `behavior` says of them, and gives every item an
-/// ID.
+/// What a build takes beside items, content and the numbers of its quantiser.
+#[derive(Default)]
+pub struct Fit {
+    /// What happens to items with equal codes.
+    pub policy: Policy,
+    /// What histories say of the items.
+    pub behavior: Behavior,
+    /// Where an RQ-VAE is trained, `None` for the processor.
+    pub device: Option<Arc<dyn Device>>,
+}
+
+/// Fits a quantiser to `content` and what `behavior` says of it, the towers of an RQ-VAE on `device` where there is one.
+pub(super) fn fit(
+    config: &QuantizerConfig,
+    content: &Vectors,
+    behavior: &Behavior,
+    device: Option<&Arc<dyn Device>>,
+    progress: &mut dyn FnMut(FitProgress),
+) -> Result<Box<dyn SidEncoder>> {
+    let fitted = match device {
+        None => fit_quantizer_with(config, content, behavior, None, progress),
+        Some(device) => fit_quantizer_with(config, content, behavior, Some(&towers_on(device)), progress),
+    };
+    fitted.map_err(|error| match error {
+        rqvae::Error::Disagreement { .. } => {
+            fault(Fault::Usage, format!("{error}: not fitted; --device cpu fits on the processor"))
+        }
+        error => error.into(),
+    })
+}
+
+/// Fits the quantiser on the items that `fit_on` chooses, and on what histories say of them, and gives every item an ID.
 pub fn build_with(
     items: &Items,
     content: &Vectors,
     encoder: &str,
     config: &QuantizerConfig,
-    policy: Policy,
-    behavior: &Behavior,
+    how: &Fit,
     fit_on: &dyn Fn(ItemIdx) -> bool,
 ) -> Result<Built> {
     let mut stage = Stage::new("fit quantiser", 0);
     let began = Instant::now();
     let rows: Vec<u32> = (0..content.rows() as u32).filter(|row| fit_on(ItemIdx(*row))).collect();
     let chosen: Vec<f32> = rows.iter().flat_map(|&row| content.row(row as usize)).copied().collect();
+    let Fit { policy, behavior, device } = how;
     let behavior = if behavior.is_empty() { Behavior::default() } else { behavior.select(&rows) };
-    let quantizer = fit_quantizer_with(config, &Vectors::new(content.dim, chosen)?, &behavior, None, &mut |p| {
+    let quantizer = fit(config, &Vectors::new(content.dim, chosen)?, &behavior, device.as_ref(), &mut |p| {
         let loss = p.loss.map_or_else(String::new, |loss| format!("loss {loss:.4}"));
         stage.at(p.done as u64, p.total as u64, &format!("{} {loss}", p.stage));
     })?;

@@ -23,7 +23,7 @@ mod tests;
 pub(crate) use manifest::FORMAT as SHARDS;
 pub use manifest::ShardsManifest;
 
-use super::build_sids::MAX_SUFFIX;
+use super::build_sids::{self, MAX_SUFFIX};
 use crate::bench::peak_rss_bytes;
 use crate::catalogue::{Collisions, Origin, files_below, require_empty};
 use crate::content::Encoder;
@@ -33,13 +33,15 @@ use crate::progress::Stage;
 use crate::report::TokenizerReport;
 use crate::table::{ItemStream, ReadOptions, SidsMeta};
 use anyhow::Result;
+use beam::cuda::Device;
 use parts::{Sizes, Summary, list_path, run_path};
 use plan::{Fitted, Workplace};
-use rqvae::{QuantizerConfig, SidEncoder, SidSpec, Vectors, file_digest, suffix_room};
+use rqvae::{Behavior, QuantizerConfig, SidEncoder, SidSpec, Vectors, file_digest, suffix_room};
 use sample::Sample;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 const FITTED: &str = "fitted.json";
@@ -55,6 +57,8 @@ pub struct StreamJob<'a> {
     pub encoder: Option<&'a str>,
     /// The quantiser.
     pub quantizer: &'a QuantizerConfig,
+    /// Where an RQ-VAE is trained, `None` for the processor.
+    pub device: Option<&'a Arc<dyn Device>>,
     /// Most items that quantiser and encoder are fitted on.
     pub fit_items: usize,
     /// Items of a part and of a shard.
@@ -206,7 +210,7 @@ fn fit(
     };
     let sample_seconds = stage.done(&format!("{} items x {}", content.rows(), content.dim));
     let mut stage = Stage::new("fit quantiser", 0);
-    let quantizer = rqvae::fit_quantizer(job.quantizer, &content, &mut |p| {
+    let quantizer = build_sids::fit(job.quantizer, &content, &Behavior::default(), job.device, &mut |p| {
         stage.at(p.done as u64, p.total as u64, p.stage);
     })?;
     quantizer.save(&folder("quantizer")?)?;

@@ -43,7 +43,17 @@ fn quantizer() -> QuantizerConfig {
 
 fn job<'a>(items: &'a Path, quantizer: &'a QuantizerConfig, out: &'a Path) -> StreamJob<'a> {
     let options = ReadOptions { max_reject_fraction: 0.01, ..ReadOptions::default() };
-    StreamJob { items, options, encoder: None, quantizer, fit_items: 10_000, shard_items: 150, out, resume: false }
+    StreamJob {
+        items,
+        options,
+        encoder: None,
+        quantizer,
+        device: None,
+        fit_items: 10_000,
+        shard_items: 150,
+        out,
+        resume: false,
+    }
 }
 
 fn shards(dir: &Path) -> Vec<SidsFile> {
