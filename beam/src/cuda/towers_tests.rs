@@ -116,7 +116,7 @@ fn ten_steps_end_where_the_hosts_do() {
     let (content, behavior) = (content(330, 24), behavior(330));
     for rqvae in [base(), rich()] {
         let apart = towers_apart(&small(rqvae), &content, &behavior, 10, &towers_on(&device)).unwrap();
-        assert!(apart.loss < 1e-3 && apart.weights < 0.01, "{} {}", apart.loss, apart.weights);
+        assert!(apart.loss < 1e-4 && apart.weights < 0.01, "{} {}", apart.loss, apart.weights);
     }
 }
 
