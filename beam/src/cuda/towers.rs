@@ -14,9 +14,6 @@ use crate::{Error, Result};
 use rqvae::{AdamWConfig, TowerLayer, TowerPlan, TowerStart, Towers};
 use std::sync::Arc;
 
-/// Row counts whose programs are kept: that of a whole batch and that of an epoch's last.
-const KEPT: usize = 2;
-
 /// What a fit takes to have its towers on `device`.
 pub fn towers_on(device: &Arc<dyn Device>) -> impl Fn(&TowerStart) -> rqvae::Result<Box<dyn Towers>> + use<> {
     let device = Arc::clone(device);
@@ -48,12 +45,12 @@ impl View {
     }
 }
 
-/// The three programs of a step over so many rows.
-struct Programs {
-    rows: usize,
-    encode: Box<dyn Prepared>,
-    decode: Box<dyn Prepared>,
-    back: Box<dyn Prepared>,
+/// What a step runs, one after the other.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Encode,
+    Decode,
+    Back,
 }
 
 /// Towers, and all that a step leaves between its programs.
@@ -66,7 +63,9 @@ struct DeviceTowers {
     most_rows: usize,
     /// Rows that were encoded last.
     rows: usize,
-    programs: Vec<Programs>,
+    /// The parts of a step over as many rows as there can be, once they have been run. Other counts come too seldom to be
+    /// worth fixing: the last of an epoch, or a new one every time where items draw partners.
+    whole: [Option<Box<dyn Prepared>>; 3],
     weights: Memory,
     grads: Memory,
     first: Memory,
@@ -144,24 +143,26 @@ impl DeviceTowers {
             steps: 0,
             most_rows,
             rows: 0,
-            programs: Vec::new(),
+            whole: [None, None, None],
         })
     }
 
-    /// The programs for the rows of now.
-    fn programs(&mut self) -> Result<&mut Programs> {
-        let rows = self.rows;
-        if let Some(at) = self.programs.iter().position(|programs| programs.rows == rows) {
-            self.programs.swap(0, at);
-        } else {
-            let prepare = |launches| self.device.prepare(&Program { numbers: Numbers::F32, launches });
-            let encode = prepare(self.record_encode())?;
-            let made =
-                Programs { rows, encode, decode: prepare(self.record_decode())?, back: prepare(self.record_back())? };
-            self.programs.truncate(KEPT - 1);
-            self.programs.insert(0, made);
+    /// Runs a part of a step over the rows of now.
+    fn run(&mut self, part: Part) -> Result<()> {
+        let whole = self.rows == self.most_rows;
+        if let (true, Some(prepared)) = (whole, &mut self.whole[part as usize]) {
+            return prepared.run();
         }
-        self.programs.first_mut().ok_or_else(|| Error::device("towers", "no program was kept"))
+        let launches = match part {
+            Part::Encode => self.record_encode(),
+            Part::Decode => self.record_decode(),
+            Part::Back => self.record_back(),
+        };
+        let program = Program { numbers: Numbers::F32, launches };
+        if !whole {
+            return self.device.run(&program);
+        }
+        self.whole[part as usize].insert(self.device.prepare(&program)?).run()
     }
 
     fn record_encode(&self) -> Vec<Launch> {
@@ -327,7 +328,7 @@ impl DeviceTowers {
         }
         self.rows = rows;
         self.device.write(self.x.address(), bytemuck::cast_slice(x))?;
-        self.programs()?.encode.run()?;
+        self.run(Part::Encode)?;
         self.read(&self.latents, rows * self.plan.latent_dim, latents)
     }
 
@@ -335,7 +336,7 @@ impl DeviceTowers {
         self.check("quantised latents", quantized.len())?;
         self.device.write(self.quantized.address(), bytemuck::cast_slice(quantized))?;
         self.device.write(self.scale.address(), bytemuck::bytes_of(&scale))?;
-        self.programs()?.decode.run()?;
+        self.run(Part::Decode)?;
         self.read(&self.flow, quantized.len(), flow)?;
         let mut partial = Vec::new();
         let count = squares((self.rows * content_dim(&self.plan)) as u64);
@@ -346,7 +347,7 @@ impl DeviceTowers {
     fn back_rows(&mut self, flow: &[f32]) -> Result<()> {
         self.check("gradient of the latents", flow.len())?;
         self.device.write(self.flow.address(), bytemuck::cast_slice(flow))?;
-        self.programs()?.back.run()
+        self.run(Part::Back)
     }
 
     fn step(&mut self, learning_rate: f32) -> Result<()> {
