@@ -1,10 +1,10 @@
 //! How fast do TIGER and RQT answer on the CPU: packed weights against the session on tensors, side by side?
 //!
 //! Run: `CANDLE_NUM_THREADS=1 cargo bench -p seqmodel --bench tiger_decode -- [--json] [--rounds N] [--items N --levels L
-//! --codebook-size V --history H --beam W --batch B --bits 32|16|8 --twins N --pool]`. Default: the paper's sizes, random weights of
+//! --codebook-size V --history H --beam W --batch B --bits 32|16|8 --twins N --threads N]`. Default: the paper's sizes, random weights of
 //! 32 bits, a catalogue of 12,101 items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT
-//! with 30 beams, always with 32 bits. The session on tensors runs in N rounds, all unless said. With `--pool` a request may
-//! use all cores. Beside the clock's times stand those of the processor, of all threads together, which a busy machine
+//! with 30 beams, always with 32 bits. The session on tensors runs in N rounds, all unless said. A single request is
+//! parted among all cores, or as many as are said. Beside the clock's times stand those of the processor, of all threads together, which a busy machine
 //! disturbs less; the share of peak is that of fused multiply-adds on so many cores' time.
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
@@ -100,11 +100,6 @@ fn giga_flops(config: &TigerConfig, seq: usize, beam: usize, levels: usize, code
 }
 
 fn main() {
-    // Inside the pool a request is parted among its threads.
-    if std::env::args().any(|word| word == "--pool") { rayon::scope(|_| run()) } else { run() }
-}
-
-fn run() {
     let args = Args { words: std::env::args().collect() };
     let json = args.words.iter().any(|word| word == "--json");
     let (items, levels) = (args.number("--items", 12_101), args.number("--levels", 4));
@@ -125,7 +120,8 @@ fn run() {
         32 => Precision::F32,
         other => panic!("--bits {other}: expected 32, 16 or 8"),
     };
-    let packed = PackedTiger::stored_as(&model, precision).expect("packs");
+    let threads_of_one = args.number("--threads", threads());
+    let packed = PackedTiger::stored_as(&model, precision).expect("packs").parted(threads_of_one);
     let pack_ms = begin.elapsed().as_secs_f64() * 1e3;
 
     let alone = args.words.iter().any(|word| word == "--beam" || word == "--batch");

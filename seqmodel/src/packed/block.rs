@@ -5,11 +5,12 @@
 //! can be parted among threads: a row's result depends on no other row of its step.
 
 use super::matrix::{Into, Packed, Precision, Rows};
-use super::parts::on_threads;
+use super::parts::Muster;
 use crate::Result;
 use crate::nn::{
     Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, sum_of, vectorized, with_values,
 };
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Norm in front of a projection, both as one matrix.
 fn folded(norm: Option<&RmsNorm>, linear: &Linear, scale: f32) -> Result<Packed> {
@@ -94,34 +95,72 @@ impl PackedBlock {
         2 * self.width()
     }
 
-    /// All positions of one history attend to each other: x (seq, dim), parted among the threads of `rooms`.
-    pub(crate) fn encode(&self, x: &mut [f32], bias: &Bias, memory: &mut PackedMemory, rooms: &mut [Scratch]) {
-        let (dim, width, hd) = (self.shape.dim, self.width(), self.shape.head_dim);
+    /// Multiplications of a row of products.
+    pub(crate) fn work(&self) -> usize {
+        let memory = self.memory.iter().flat_map(|(query, _, output)| [query, output]);
+        let own = [&self.query_key_value, &self.output, &self.inner, &self.outer];
+        own.into_iter().chain(memory).map(Packed::size).sum()
+    }
+
+    /// Multiplications that keys and values of a position of a history take.
+    pub(crate) fn memory_work(&self) -> usize {
+        self.memory.as_ref().map_or(0, |(_, key_value, _)| key_value.size())
+    }
+
+    /// All positions of one history attend to each other, block after block: x (seq, dim), parted among the threads of
+    /// `muster`, with the keys and values of the block at hand in `memory` and a room for each thread.
+    pub(crate) fn encode(
+        blocks: &[Self],
+        x: &mut [f32],
+        bias: &Bias,
+        memory: &mut PackedMemory,
+        rooms: &mut [Scratch],
+        muster: &Muster,
+    ) {
+        let Some(shape) = blocks.first().map(|block| &block.shape) else { return };
+        let (dim, width, hd) = (shape.dim, shape.heads * shape.head_dim, shape.head_dim);
         let (seq, stride) = (x.len() / dim, 3 * width);
-        let each = seq.div_ceil(rooms.len()).max(1);
-        on_threads(x.chunks(each * dim).zip(&mut *rooms), |(x, room)| {
-            norm(x, dim, &mut room.normed);
+        let threads = muster.threads();
+        let each = seq.div_ceil(threads).max(1);
+        memory.resize(shape.heads);
+        // A room is its thread's, and read by all between two meetings; a head is filled by one, then read by all.
+        let rooms: Vec<_> = rooms.iter_mut().map(RwLock::new).collect();
+        let heads: Vec<_> = memory.keys.iter_mut().zip(&mut memory.values).map(RwLock::new).collect();
+        muster.run(x.chunks_mut(each * dim).enumerate(), |(part, x), meeting| {
             let count = x.len() / dim;
-            room.projected.resize(count * stride, 0.0);
-            let rows = Rows { data: &room.normed, stride: dim, count };
-            self.query_key_value.product(rows, &mut room.projected, stride, Into::Place);
-        });
-        memory.fill(seq, &self.shape, rooms.len(), |row| {
-            &rooms[row / each].projected[row % each * stride + width..][..2 * width]
-        });
-        let memory = &*memory;
-        on_threads(x.chunks_mut(each * dim).zip(rooms).enumerate(), |(part, (x, room))| {
-            let count = x.len() / dim;
-            room.mixed.resize(count * width, 0.0);
-            for head in 0..self.shape.heads {
-                let queries = Rows { data: &room.projected[head * hd..], stride, count };
-                let line = &bias.table[head * bias.distances..][..bias.distances];
-                let bias = |query: usize| &line[bias.zero - part * each - query..][..seq];
-                memory.attend(head, queries, Some(&bias), &mut room.scores, &mut room.mixed[head * hd..], width);
+            let parts = seq.div_ceil(each);
+            for block in blocks {
+                {
+                    let room = &mut **write(&rooms[part]);
+                    norm(x, dim, &mut room.normed);
+                    room.projected.resize(count * stride, 0.0);
+                    let rows = Rows { data: &room.normed, stride: dim, count };
+                    block.query_key_value.product(rows, &mut room.projected, stride, Into::Place);
+                }
+                meeting.wait();
+                {
+                    let rooms: Vec<_> = rooms.iter().map(read).collect();
+                    let row = |row: usize| &rooms[row / each].projected[row % each * stride + width..][..2 * width];
+                    for head in (part..shape.heads).step_by(parts) {
+                        let (keys, values) = &mut *write(&heads[head]);
+                        fill(head, keys, values, seq, shape, &row);
+                    }
+                }
+                meeting.wait();
+                let room = &mut **write(&rooms[part]);
+                room.mixed.resize(count * width, 0.0);
+                for (head, packed) in heads.iter().enumerate() {
+                    let (keys, values) = &*read(packed);
+                    let queries = Rows { data: &room.projected[head * hd..], stride, count };
+                    let line = &bias.table[head * bias.distances..][..bias.distances];
+                    let bias = |query: usize| &line[bias.zero - part * each - query..][..seq];
+                    let mixed = &mut room.mixed[head * hd..];
+                    attend(keys, values, queries, Some(&bias), &mut room.scores, mixed, width);
+                }
+                let mixed = Rows { data: &room.mixed, stride: width, count };
+                block.output.product(mixed, x, dim, Into::Sum);
+                block.feed_forward(x, room);
             }
-            let mixed = Rows { data: &room.mixed, stride: width, count };
-            self.output.product(mixed, x, dim, Into::Sum);
-            self.feed_forward(x, room);
         });
     }
 
@@ -162,7 +201,8 @@ impl PackedBlock {
             let hd = self.shape.head_dim;
             for head in 0..self.shape.heads {
                 let queries = Rows { data: &scratch.projected[head * hd..], stride: width, count: rows };
-                memory.attend(head, queries, None, &mut scratch.scores, &mut scratch.mixed[head * hd..], width);
+                let mixed = &mut scratch.mixed[head * hd..];
+                attend(&memory.keys[head], &memory.values[head], queries, None, &mut scratch.scores, mixed, width);
             }
             let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
             output.product(mixed, x, dim, Into::Sum);
@@ -177,7 +217,11 @@ impl PackedBlock {
         scratch.projected.resize(seq * stride, 0.0);
         let states = Rows { data: states, stride: self.shape.dim, count: seq };
         key_value.product(states, &mut scratch.projected, stride, Into::Place);
-        memory.fill(seq, &self.shape, 1, |row| &scratch.projected[row * stride..][..stride]);
+        memory.resize(self.shape.heads);
+        let row = |row: usize| &scratch.projected[row * stride..][..stride];
+        for (head, (keys, values)) in memory.keys.iter_mut().zip(&mut memory.values).enumerate() {
+            fill(head, keys, values, seq, &self.shape, &row);
+        }
     }
 
     fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch) {
@@ -233,55 +277,62 @@ impl PackedBlock {
 }
 
 impl PackedMemory {
-    /// From rows of keys and values, all heads beside each other: (seq, 2 * heads * `head_dim`), by up to `threads`.
-    fn fill<'r>(
-        &mut self,
-        seq: usize,
-        shape: &AttentionShape,
-        threads: usize,
-        row: impl Fn(usize) -> &'r [f32] + Sync,
-    ) {
-        let (heads, hd) = (shape.heads, shape.head_dim);
+    fn resize(&mut self, heads: usize) {
         self.keys.resize_with(heads, Packed::default);
         self.values.resize_with(heads, Packed::default);
-        let each = heads.div_ceil(threads);
-        let parts = self.keys.chunks_mut(each).zip(self.values.chunks_mut(each)).enumerate();
-        on_threads(parts, |(part, (keys, values))| {
-            for (at, (keys, values)) in keys.iter_mut().zip(values).enumerate() {
-                let key = (part * each + at) * hd;
-                keys.fill_rows(seq, hd, (0..seq).map(|position| &row(position)[key..][..hd]));
-                values.fill_columns(hd, seq, (0..seq).map(|position| &row(position)[heads * hd + key..][..hd]));
-            }
-        });
     }
+}
 
-    /// Softmax over all positions, and the mixture of their values: into rows of `mixed` that are `width` apart.
-    fn attend<'b>(
-        &self,
-        head: usize,
-        queries: Rows,
-        bias: Option<&dyn Fn(usize) -> &'b [f32]>,
-        scores: &mut Vec<f32>,
-        mixed: &mut [f32],
-        width: usize,
-    ) {
-        let seq = self.keys[head].outputs();
-        scores.resize(queries.count * seq, 0.0);
-        self.keys[head].product(queries, scores, seq, Into::Place);
-        vectorized!({
-            for (query, row) in scores.chunks_exact_mut(seq.max(1)).enumerate() {
-                if let Some(bias) = bias {
-                    axpy(row, 1.0, bias(query));
-                }
-                let max = max_of(row);
-                row.iter_mut().for_each(|weight| *weight = exp(*weight - max));
-                let scale = 1.0 / sum_of(row);
-                row.iter_mut().for_each(|weight| *weight *= scale);
+/// Keys and values of a head, from rows of keys and values, all heads beside each other: (seq, 2 * heads * `head_dim`).
+fn fill<'r>(
+    head: usize,
+    keys: &mut Packed,
+    values: &mut Packed,
+    seq: usize,
+    shape: &AttentionShape,
+    row: &impl Fn(usize) -> &'r [f32],
+) {
+    let (hd, key) = (shape.head_dim, head * shape.head_dim);
+    let value = shape.heads * hd + key;
+    keys.fill_rows(seq, hd, (0..seq).map(|position| &row(position)[key..][..hd]));
+    values.fill_columns(hd, seq, (0..seq).map(|position| &row(position)[value..][..hd]));
+}
+
+/// Softmax over all positions, and the mixture of their values: into rows of `mixed` that are `width` apart.
+fn attend<'b>(
+    keys: &Packed,
+    values: &Packed,
+    queries: Rows,
+    bias: Option<&dyn Fn(usize) -> &'b [f32]>,
+    scores: &mut Vec<f32>,
+    mixed: &mut [f32],
+    width: usize,
+) {
+    let seq = keys.outputs();
+    scores.resize(queries.count * seq, 0.0);
+    keys.product(queries, scores, seq, Into::Place);
+    vectorized!({
+        for (query, row) in scores.chunks_exact_mut(seq.max(1)).enumerate() {
+            if let Some(bias) = bias {
+                axpy(row, 1.0, bias(query));
             }
-        });
-        let weights = Rows { data: scores, stride: seq, count: queries.count };
-        self.values[head].product(weights, mixed, width, Into::Place);
-    }
+            let max = max_of(row);
+            row.iter_mut().for_each(|weight| *weight = exp(*weight - max));
+            let scale = 1.0 / sum_of(row);
+            row.iter_mut().for_each(|weight| *weight *= scale);
+        }
+    });
+    let weights = Rows { data: scores, stride: seq, count: queries.count };
+    values.product(weights, mixed, width, Into::Place);
+}
+
+/// Locks that nobody holds when they are asked for: the meetings see to it. A thread that panicked has told the others.
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Rows of `x` (rows, dim) over their root mean squares.

@@ -7,7 +7,7 @@
 
 use super::block::{Bias, PackedBlock, PackedMemory, Scratch, norm};
 use super::matrix::{Into, Packed, Rows};
-use super::parts::{on_threads, threads};
+use super::parts::{Crew, Muster, on_threads};
 use crate::nn::log_softmax_row;
 use crate::{Error, Result};
 use beam::{BeamKernel, BoxError, CpuBeams, Scores, StepScorer};
@@ -30,6 +30,8 @@ pub(crate) struct PackedDecoder {
     pub(crate) heads: Vec<Packed>,
     /// What finished requests left, to be used again.
     pub(crate) spare: Mutex<Vec<Request>>,
+    /// Who helps with a request that comes alone.
+    pub(crate) crew: Crew,
 }
 
 impl PackedDecoder {
@@ -39,24 +41,25 @@ impl PackedDecoder {
     }
 
     /// What a request starts from: the `first` input (dim,) and what its history was encoded to, (seq, dim), if the
-    /// blocks read it.
-    pub(crate) fn start(&self, request: &mut Request, first: &[f32], encoded: Option<&[f32]>) {
+    /// blocks read it; parted among the threads of `muster`.
+    pub(crate) fn start(&self, request: &mut Request, first: &[f32], encoded: Option<&[f32]>, muster: &Muster) {
         request.begin(first, self.blocks.len());
         let Some(states) = encoded else {
             request.memory.clear();
             return;
         };
         request.memory.resize_with(self.blocks.len(), PackedMemory::default);
-        let each = self.blocks.len().div_ceil(request.rooms.len()).max(1);
+        let each = self.blocks.len().div_ceil(muster.threads()).max(1);
+        request.room_for(muster.threads());
         let parts = self.blocks.chunks(each).zip(request.memory.chunks_mut(each)).zip(&mut request.rooms);
-        on_threads(parts, |((blocks, memory), room)| {
+        muster.run(parts, |((blocks, memory), room), _| {
             blocks.iter().zip(memory).for_each(|(block, memory)| block.remember(states, memory, room));
         });
     }
 
-    /// Log-probabilities of `level` for beams that continue rows `parents` of the step before, by up to `threads`:
-    /// (rows, codes).
-    fn advance(&self, task: Task, level: usize, threads: usize) {
+    /// Log-probabilities of `level` for beams that continue rows `parents` of the step before, parted among the threads of
+    /// `muster`: (rows, codes).
+    fn advance(&self, task: Task, level: usize, muster: &Muster) {
         let Task { request, parents, codes, log_probs } = task;
         request.x.clear();
         if level == 0 {
@@ -75,12 +78,10 @@ impl PackedDecoder {
             }
             std::mem::swap(&mut request.ancestors, &mut request.longer);
         }
-        let each = codes.len().div_ceil(threads).max(1);
+        let each = codes.len().div_ceil(muster.threads()).max(1);
         let classes = self.heads[level].outputs();
+        request.room_for(muster.threads());
         let Request { memory, past, ancestors, x, rooms, .. } = request;
-        if rooms.len() < threads {
-            rooms.resize_with(threads, Scratch::default);
-        }
         let mut earlier = Vec::with_capacity(self.blocks.len());
         let mut new = Vec::with_capacity(self.blocks.len());
         for (block, past) in self.blocks.iter().zip(past) {
@@ -100,7 +101,7 @@ impl PackedDecoder {
             let new: Vec<&mut [f32]> = new.iter_mut().map(|new| new.next().unwrap_or_default()).collect();
             (x, log_probs, ancestors, new, room)
         });
-        on_threads(parts, |(x, log_probs, ancestors, new, room)| {
+        muster.run(parts, |(x, log_probs, ancestors, new, room), _| {
             for (layer, (block, new)) in self.blocks.iter().zip(new).enumerate() {
                 block.step(x, new, self.bias.as_ref(), memory.get(layer), earlier[layer], ancestors, room);
             }
@@ -137,8 +138,12 @@ impl Request {
         self.first.extend_from_slice(first);
         self.past.resize_with(blocks, Vec::new);
         self.ancestors.clear();
-        if self.rooms.is_empty() {
-            self.rooms.push(Scratch::default());
+    }
+
+    /// A room for each of so many threads.
+    pub(crate) fn room_for(&mut self, threads: usize) {
+        if self.rooms.len() < threads {
+            self.rooms.resize_with(threads, Scratch::default);
         }
     }
 }
@@ -190,9 +195,14 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
             let codes = range.clone().map(|row| beams.codes(row).last().map_or(0, |code| u32::from(*code))).collect();
             tasks.push(Task { request, parents, codes, log_probs });
         }
-        let most = ranges.iter().map(Range::len).max().unwrap_or(0);
-        let threads = threads(tasks.len(), most);
-        on_threads(tasks.into_iter(), |task| decoder.advance(task, level, threads));
+        if tasks.len() == 1 {
+            let rows = beams.rows();
+            let row: usize = decoder.blocks.iter().map(PackedBlock::work).sum();
+            let muster = decoder.crew.muster(rows, rows * row);
+            tasks.into_iter().for_each(|task| decoder.advance(task, level, &muster));
+        } else {
+            on_threads(tasks.into_iter(), |task| decoder.advance(task, level, &Muster::alone()));
+        }
         self.before = ranges;
         Ok(Scores { width, data })
     }

@@ -167,6 +167,11 @@ impl Packed {
         self
     }
 
+    /// Numbers of it.
+    pub(crate) fn size(&self) -> usize {
+        self.outputs * self.inputs
+    }
+
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }

@@ -14,4 +14,4 @@ pub use decoder::PackedSession;
 pub(crate) use decoder::{PackedDecoder, Request};
 pub(crate) use matrix::Packed;
 pub use matrix::Precision;
-pub(crate) use parts::{on_threads, threads};
+pub(crate) use parts::{Crew, Muster, on_threads};

@@ -6,7 +6,7 @@
 use super::{Encoded, Rqt};
 use crate::history_cache::HistoryCache;
 use crate::nn::{Keys, with_values};
-use crate::packed::{Packed, PackedBlock, PackedDecoder, PackedSession, Precision};
+use crate::packed::{Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rqvae::ItemIdx;
@@ -44,6 +44,7 @@ impl PackedRqt {
             level_starts: model.level_starts().to_vec(),
             heads: heads.iter().map(head).collect::<Result<_>>()?,
             spare: Mutex::default(),
+            crew: Crew::default(),
         };
         Ok(Self { model: model.clone(), decoder, cache: None })
     }
@@ -125,7 +126,7 @@ impl PackedRqt {
         firsts.for_each(|(at, (first, request))| {
             // Positions behind the end of a history are not there.
             let encoded = lengths.map(|lengths| &memory[at * each..][..lengths[at] as usize * dim]);
-            self.decoder.start(request, first, encoded);
+            self.decoder.start(request, first, encoded, &Muster::alone());
         });
         Ok(PackedSession::new(&self.decoder, started))
     }

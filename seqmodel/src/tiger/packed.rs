@@ -9,7 +9,7 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Bias, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, norm, on_threads, threads,
+    Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, norm, on_threads,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -59,6 +59,7 @@ impl PackedTiger {
             level_starts: (0..model.levels()).map(|level| model.level_rows(level).start as u32).collect(),
             codes: tokens,
             spare: Mutex::default(),
+            crew: Crew::default(),
         };
         Ok(Self {
             dim,
@@ -83,6 +84,13 @@ impl PackedTiger {
         self
     }
 
+    /// Parts a request that comes alone among up to `threads` threads, as far as its size is worth it.
+    #[must_use]
+    pub fn parted(mut self, threads: usize) -> Self {
+        self.decoder.crew = Crew::new(threads);
+        self
+    }
+
     /// What is kept, where anything is.
     pub fn kept(&self) -> Option<&HistoryCache> {
         self.cache.as_ref()
@@ -91,9 +99,16 @@ impl PackedTiger {
     /// A decoding run over `histories`, which must not be empty.
     pub fn session(&self, histories: &[History]) -> PackedSession<'_> {
         let mut requests: Vec<_> = histories.iter().map(|_| self.decoder.take_request()).collect();
-        on_threads(histories.iter().zip(&mut requests), |(history, request)| {
-            self.encode(*history, request, histories.len());
-        });
+        if let ([history], [request]) = (histories, &mut requests[..]) {
+            let rows = self.model.history_tokens(*history).len();
+            let decoder = self.decoder.blocks.iter().map(PackedBlock::memory_work);
+            let row: usize = self.encoder.iter().map(PackedBlock::work).chain(decoder).sum();
+            self.encode(*history, request, &self.decoder.crew.muster(rows, rows * row));
+        } else {
+            on_threads(histories.iter().zip(&mut requests), |(history, request)| {
+                self.encode(*history, request, &Muster::alone());
+            });
+        }
         PackedSession::new(&self.decoder, requests)
     }
 
@@ -101,29 +116,28 @@ impl PackedTiger {
         &self.decoder.codes[token * self.dim..][..self.dim]
     }
 
-    /// Finds or reads a history, one of `requests`, and makes `request` ready to decode.
-    fn encode(&self, history: History, request: &mut Request, requests: usize) {
+    /// Finds or reads a history, with the threads of `muster`, and makes `request` ready to decode.
+    fn encode(&self, history: History, request: &mut Request, muster: &Muster) {
         let tokens = self.model.history_tokens(history);
         let kept = self.cache.as_ref().and_then(|cache| cache.get(&tokens));
         let states = kept.unwrap_or_else(|| {
-            let states: Arc<[f32]> = self.read(&tokens, request, requests).into();
+            let states: Arc<[f32]> = self.read(&tokens, request, muster).into();
             if let Some(cache) = &self.cache {
                 cache.put(&tokens, Arc::clone(&states));
             }
             states
         });
-        self.decoder.start(request, self.row(self.model.start_row()), Some(&states));
+        self.decoder.start(request, self.row(self.model.start_row()), Some(&states), muster);
     }
 
     /// States of a history: (tokens,) -> (tokens, dim).
-    fn read(&self, tokens: &[u32], request: &mut Request, requests: usize) -> Vec<f32> {
+    fn read(&self, tokens: &[u32], request: &mut Request, muster: &Muster) -> Vec<f32> {
         let mut x = std::mem::take(&mut request.x);
         x.clear();
         tokens.iter().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
-        request.rooms.resize_with(threads(requests, tokens.len()), Default::default);
-        for block in &self.encoder {
-            block.encode(&mut x, &self.encoder_bias, &mut request.encoder, &mut request.rooms);
-        }
+        request.room_for(muster.threads());
+        let Request { encoder, rooms, .. } = &mut *request;
+        PackedBlock::encode(&self.encoder, &mut x, &self.encoder_bias, encoder, rooms, muster);
         let mut states = Vec::new();
         norm(&x, self.dim, &mut states);
         for row in states.chunks_exact_mut(self.dim) {
@@ -255,18 +269,19 @@ mod tests {
     #[test]
     fn threads_and_neighbours_change_no_bit() {
         let (model, trie) = tiny();
-        let packed = PackedTiger::new(&model).unwrap();
+        let mut packed = PackedTiger::new(&model).unwrap();
         let histories = histories(9, 3);
-        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let alone = |threads| -> Vec<_> {
-            let one = |history: &Vec<ItemIdx>| run(&packed, &trie, std::slice::from_ref(history), 30).remove(0);
-            pool(threads).install(|| histories.iter().map(one).collect())
+        let mut alone = |threads| -> Vec<_> {
+            // However small the parts are.
+            packed.decoder.crew = Crew::with_least(threads, 1);
+            histories.iter().map(|history| run(&packed, &trie, std::slice::from_ref(history), 30).remove(0)).collect()
         };
         let expected = alone(1);
         assert!(expected.iter().all(|list| list.len() == 30));
-        assert_eq!(alone(2), expected);
-        assert_eq!(alone(5), expected);
-        assert_eq!(pool(4).install(|| run(&packed, &trie, &histories, 30)), expected);
+        for threads in 2..=4 {
+            assert_eq!(alone(threads), expected);
+        }
+        assert_eq!(run(&packed, &trie, &histories, 30), expected);
     }
 
     #[test]

@@ -144,7 +144,8 @@ impl Model {
             (Network::Rqt(rqt), _) => of_rqt(rqt)?,
             (Network::Hybrid(hybrid), _) => of_rqt(hybrid.rqt())?,
             (Network::Tiger(tiger), None) => {
-                Generative::new(PackedTiger::stored_as(tiger, weights)?.keeping(history_cache), trie, width)
+                let packed = PackedTiger::stored_as(tiger, weights)?.keeping(history_cache);
+                Generative::new(packed.parted(rayon::current_num_threads()), trie, width)
             }
             (Network::Tiger(tiger), Some(device)) => {
                 Generative::new(DeviceGenerator::tiger(PackedTiger::new(tiger)?, device, Numbers::Bf16)?, trie, width)
