@@ -76,14 +76,18 @@ mod tests {
         assert_eq!(ahead(count(), |_| 7), 7);
     }
 
-    /// The next one is there when a slow step ends: both sides taking 10 ms, ten of each take little more than one side.
+    /// The next one is there when a slow step ends: both sides taking 10 ms, ten of each take little more than one side. In
+    /// one of five rounds at least: a machine that stalls is no failure.
     #[test]
     fn making_and_working_overlap() {
         let pause = || std::thread::sleep(Duration::from_millis(10));
-        let began = Instant::now();
-        ahead((0..10).inspect(|_| pause()), |items| items.for_each(|_| pause()));
-        let (together, began) = (began.elapsed(), Instant::now());
-        (0..20).for_each(|_| pause());
-        assert!(together.as_secs_f64() < 0.8 * began.elapsed().as_secs_f64(), "{together:?}");
+        let round = |_| {
+            let began = Instant::now();
+            ahead((0..10).inspect(|_| pause()), |items| items.for_each(|_| pause()));
+            let (together, began) = (began.elapsed(), Instant::now());
+            (0..20).for_each(|_| pause());
+            together.as_secs_f64() < 0.8 * began.elapsed().as_secs_f64()
+        };
+        assert!((0..5).any(round));
     }
 }
