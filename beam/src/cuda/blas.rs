@@ -94,15 +94,16 @@ fn sides(args: &MatmulArgs) -> Option<[Side; 3]> {
 }
 
 impl Blas {
-    /// The library in `folder` or on the loader's path, with `workspace` bytes at hand on the device.
+    /// The library in `folder` or on the loader's path. `workspace` gives [`WORKSPACE`] bytes of the device, once the library
+    /// is there.
     ///
     /// # Errors
-    /// It is not there.
-    pub(super) fn open(folder: Option<&Path>, workspace: u64) -> Result<Self> {
+    /// It is not there, or does not start, or there is no room.
+    pub(super) fn open(folder: Option<&Path>, workspace: impl FnOnce() -> Result<u64>) -> Result<Self> {
         find_cublaslt(folder).map_err(|reason| Error::device("cuBLASLt", reason))?;
         let mut handle = std::ptr::null_mut();
         blas!(cublasLtCreate(&raw mut handle))?;
-        Ok(Self { handle, workspace, plans: Mutex::default() })
+        Ok(Self { handle, workspace: workspace()?, plans: Mutex::default() })
     }
 
     /// Computes a product on `stream`; `false` where it is better left to the kernel.

@@ -90,10 +90,10 @@ impl Gpu {
     /// # Errors
     /// The library is not there, or there is no room for what it needs.
     pub fn use_cublaslt(&self, folder: Option<&Path>) -> Result<()> {
-        let workspace = self.allocate(WORKSPACE)?;
-        let _entered = self.0.enter()?;
+        // The library starts on the device that is this thread's, which it stays when the lock is given back.
+        drop(self.0.enter()?);
         // Where one is there already it stays.
-        let _ = self.0.blas.set(Blas::open(folder, workspace)?);
+        let _ = self.0.blas.set(Blas::open(folder, || self.allocate(WORKSPACE))?);
         Ok(())
     }
 
