@@ -103,7 +103,7 @@ pub(crate) struct BuildArgs {
     /// Quantiser
     #[arg(long, value_enum, default_value = "rkmeans", env = "SIDREC_METHOD")]
     method: MethodArg,
-    /// Where to fit; rqvae can be fitted on a GPU
+    /// Where to fit and encode: auto takes a GPU, where there is one, for rqvae alone; cuda takes it for every method
     #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
     device: DeviceChoice,
     /// Codes per item, the suffix left out
@@ -298,15 +298,12 @@ fn build(args: &BuildArgs) -> Result<()> {
     if args.json { json_line(&report) } else { print(&inspect::describe(&report)) }
 }
 
-/// Where a quantiser of that method is fitted, `None` for the processor.
+/// Where a quantiser of that method is fitted and encodes, `None` for the processor.
 fn device(choice: DeviceChoice, method: Method) -> Result<Option<Arc<dyn Device>>> {
     match choice {
+        DeviceChoice::Cuda => gpu::device(choice),
         choice if method == Method::RqVae => gpu::device(choice),
-        DeviceChoice::Cuda => {
-            let reason = "--device cuda: only --method rqvae is fitted on a GPU; use --device auto or cpu";
-            Err(fault(Fault::Usage, reason))
-        }
-        // Nobody need hear of a device that would not be used.
+        // Up to some million items k-means is done before a device has begun, and is the same on every machine.
         _ => Ok(None),
     }
 }

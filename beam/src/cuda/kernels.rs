@@ -5,8 +5,9 @@ use super::args::{
     ProductArgs, SelectArgs,
 };
 use super::train::{
-    AdamWArgs, BiasArgs, CrossEntropyArgs, DrawnArgs, ElementArgs, FoldArgs, GatherArgs, MatmulArgs, ScatterArgs,
-    SquaresArgs, TowerBiasArgs, TowerBiasBackArgs, TowerErrorArgs, TrainAttendArgs, TrainNormArgs,
+    AdamWArgs, BiasArgs, CodewordArgs, CrossEntropyArgs, DrawnArgs, ElementArgs, FoldArgs, GatherArgs, MatmulArgs,
+    NearestArgs, ScatterArgs, SquaresArgs, TowerBiasArgs, TowerBiasBackArgs, TowerErrorArgs, TrainAttendArgs,
+    TrainNormArgs,
 };
 use std::fmt::{self, Display, Formatter};
 use std::mem::size_of;
@@ -190,6 +191,15 @@ pub const TRAIN_UNITS: &[Unit] = &[
             kernel::<TowerBiasArgs>("tower_bias", 64),
             kernel::<TowerBiasBackArgs>("tower_bias_back", 64),
             kernel::<TowerErrorArgs>("tower_error", 64),
+        ],
+    },
+    Unit {
+        file: "train/nearest.cu",
+        sources: &[PRELUDE, include_str!("kernels/train/nearest.cu")],
+        kernels: &[
+            kernel::<NearestArgs>("nearest_code", 64),
+            kernel::<CodewordArgs>("subtract_codeword", 64),
+            kernel::<CodewordArgs>("unit_rows", 64),
         ],
     },
     Unit {

@@ -4,6 +4,7 @@
 //! Several sources are columns of the same rows, which products read and write where they lie. Products are taken in f32,
 //! as on the host: the latents choose codes, and choices near a border would fall otherwise in fewer bits.
 
+use super::accelerator::below;
 use super::device::{Device, Launch, Memory, Prepared, Program};
 use super::kernels::Numbers;
 use super::train::{
@@ -13,20 +14,6 @@ use super::train::{
 use crate::{Error, Result};
 use rqvae::{AdamWConfig, TowerLayer, TowerPlan, TowerStart, Towers};
 use std::sync::Arc;
-
-/// What a fit takes to have its towers on `device`.
-pub fn towers_on(device: &Arc<dyn Device>) -> impl Fn(&TowerStart) -> rqvae::Result<Box<dyn Towers>> + use<> {
-    let device = Arc::clone(device);
-    move |start| Ok(Box::new(DeviceTowers::new(&device, start).map_err(below)?))
-}
-
-/// An error as the floor below tells it.
-fn below(error: Error) -> rqvae::Error {
-    match error {
-        Error::Rqvae(error) => error,
-        other => rqvae::Error::Device { reason: other.to_string() },
-    }
-}
 
 /// Rows of a matrix on the device, `ld` numbers apart.
 #[derive(Debug, Clone, Copy)]
@@ -50,11 +37,12 @@ impl View {
 enum Part {
     Encode,
     Decode,
+    Reconstruct,
     Back,
 }
 
 /// Towers, and all that a step leaves between its programs.
-struct DeviceTowers {
+pub(super) struct DeviceTowers {
     device: Arc<dyn Device>,
     plan: TowerPlan,
     adamw: AdamWConfig,
@@ -65,7 +53,7 @@ struct DeviceTowers {
     rows: usize,
     /// The parts of a step over as many rows as there can be, once they have been run. Other counts come too seldom to be
     /// worth fixing: the last of an epoch, or a new one every time where items draw partners.
-    whole: [Option<Box<dyn Prepared>>; 3],
+    whole: [Option<Box<dyn Prepared>>; 4],
     weights: Memory,
     grads: Memory,
     first: Memory,
@@ -91,7 +79,7 @@ struct DeviceTowers {
 }
 
 impl DeviceTowers {
-    fn new(device: &Arc<dyn Device>, start: &TowerStart) -> Result<Self> {
+    pub(super) fn new(device: &Arc<dyn Device>, start: &TowerStart) -> Result<Self> {
         let TowerStart { plan, params, rows: most_rows, adamw } = *start;
         if params.len() != plan.parameters {
             return Err(Error::shape("parameters of the towers", plan.parameters, params.len()));
@@ -143,7 +131,7 @@ impl DeviceTowers {
             steps: 0,
             most_rows,
             rows: 0,
-            whole: [None, None, None],
+            whole: [None, None, None, None],
         })
     }
 
@@ -156,6 +144,7 @@ impl DeviceTowers {
         let launches = match part {
             Part::Encode => self.record_encode(),
             Part::Decode => self.record_decode(),
+            Part::Reconstruct => self.record_reconstruct(),
             Part::Back => self.record_back(),
         };
         let program = Program { numbers: Numbers::F32, launches };
@@ -183,6 +172,27 @@ impl DeviceTowers {
         launches
     }
 
+    /// Decoders, what their layers but the last put out, and their first columns.
+    fn decoders(&self) -> impl Iterator<Item = (&Vec<TowerLayer>, &Vec<Memory>, usize)> {
+        let places = self.plan.widths.iter().scan(0, |from, width| Some(std::mem::replace(from, *from + width)));
+        self.plan
+            .decoders
+            .iter()
+            .zip(&self.decoded)
+            .zip(places)
+            .map(|((layers, outputs), from)| (layers, outputs, from))
+    }
+
+    fn record_reconstruct(&self) -> Vec<Launch> {
+        let quantized = View::of(&self.quantized, self.plan.latent_dim);
+        let reconstruction = View::of(&self.reconstruction, content_dim(&self.plan));
+        let mut launches = Vec::new();
+        for (layers, outputs, from) in self.decoders() {
+            self.tower(&mut launches, layers, outputs, quantized, reconstruction.column(from));
+        }
+        launches
+    }
+
     fn record_decode(&self) -> Vec<Launch> {
         let plan = &self.plan;
         let content = content_dim(plan);
@@ -190,11 +200,7 @@ impl DeviceTowers {
         let reconstruction = View::of(&self.reconstruction, content);
         let clear = ElementArgs { y: self.grads.address(), count: plan.parameters as u64, ..ElementArgs::default() };
         let mut launches = vec![element(&ElementArgs { what: FILL, ..clear })];
-        let places = plan.widths.iter().scan(0, |from, width| Some(std::mem::replace(from, *from + width)));
-        let towers = || plan.decoders.iter().zip(&self.decoded).zip(places.clone());
-        for ((layers, outputs), from) in towers() {
-            self.tower(&mut launches, layers, outputs, quantized, reconstruction.column(from));
-        }
+        launches.extend(self.record_reconstruct());
         let count = (self.rows * content) as u64;
         launches.push(tower_error(&TowerErrorArgs {
             y: reconstruction.at,
@@ -203,7 +209,7 @@ impl DeviceTowers {
             partial: self.partial.address(),
             count,
         }));
-        for (at, ((layers, outputs), from)) in towers().enumerate() {
+        for (at, (layers, outputs, from)) in self.decoders().enumerate() {
             // All decoders read the same latent: from the second on, their gradients come on top.
             let to = Some((flow, if at > 0 { ON_TOP } else { 0 }));
             self.tower_back(&mut launches, layers, outputs, quantized, reconstruction.column(from), to);
@@ -313,6 +319,15 @@ impl DeviceTowers {
         self.device.read(memory.address(), bytemuck::cast_slice_mut(to))
     }
 
+    /// How many rows `numbers` are, where that many can be held.
+    fn row_count(&self, what: &'static str, numbers: usize, dim: usize) -> Result<usize> {
+        let rows = numbers / dim.max(1);
+        if rows * dim == numbers && (1..=self.most_rows).contains(&rows) {
+            return Ok(rows);
+        }
+        Err(Error::shape(what, format!("1 to {} rows of {dim}", self.most_rows), numbers))
+    }
+
     /// Refuses latents that are not as many as were encoded last.
     fn check(&self, what: &'static str, found: usize) -> Result<()> {
         let expected = self.rows * self.plan.latent_dim;
@@ -320,12 +335,7 @@ impl DeviceTowers {
     }
 
     fn encode_rows(&mut self, x: &[f32], latents: &mut Vec<f32>) -> Result<()> {
-        let content = content_dim(&self.plan);
-        let rows = x.len() / content.max(1);
-        if rows * content != x.len() || !(1..=self.most_rows).contains(&rows) {
-            let expected = format!("1 to {} rows of {content}", self.most_rows);
-            return Err(Error::shape("content of the towers", expected, x.len()));
-        }
+        let rows = self.row_count("content of the towers", x.len(), content_dim(&self.plan))?;
         self.rows = rows;
         self.device.write(self.x.address(), bytemuck::cast_slice(x))?;
         self.run(Part::Encode)?;
@@ -342,6 +352,16 @@ impl DeviceTowers {
         let count = squares((self.rows * content_dim(&self.plan)) as u64);
         self.read(&self.partial, count as usize, &mut partial)?;
         Ok(partial.iter().map(|x| f64::from(*x)).sum())
+    }
+
+    fn reconstruct_rows(&mut self, quantized: &[f32], x: &mut Vec<f32>) -> Result<()> {
+        self.rows = self.row_count("quantised latents", quantized.len(), self.plan.latent_dim)?;
+        self.device.write(self.quantized.address(), bytemuck::cast_slice(quantized))?;
+        self.run(Part::Reconstruct)?;
+        self.read(&self.reconstruction, self.rows * content_dim(&self.plan), x)?;
+        // No step goes on from here.
+        self.rows = 0;
+        Ok(())
     }
 
     fn back_rows(&mut self, flow: &[f32]) -> Result<()> {
@@ -386,6 +406,10 @@ impl Towers for DeviceTowers {
 
     fn decode(&mut self, quantized: &[f32], scale: f32, flow: &mut Vec<f32>) -> rqvae::Result<f64> {
         self.decode_rows(quantized, scale, flow).map_err(below)
+    }
+
+    fn reconstruct(&mut self, quantized: &[f32], x: &mut Vec<f32>) -> rqvae::Result<()> {
+        self.reconstruct_rows(quantized, x).map_err(below)
     }
 
     fn back(&mut self, flow: &[f32]) -> rqvae::Result<()> {

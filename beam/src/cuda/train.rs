@@ -88,6 +88,10 @@ arguments! {
     TowerBiasBackArgs { g: u64, y: u64, partial: u64, rows: u32, cols: u32, ld: u32, pad: u32 }
     /// Of `tower_error`.
     TowerErrorArgs { y: u64, x: u64, scale: u64, partial: u64, count: u64 }
+    /// Of `nearest_code`.
+    NearestArgs { scores: u64, norms: u64, codes: u64, rows: u32, count: u32 }
+    /// Of `subtract_codeword` and `unit_rows`.
+    CodewordArgs { x: u64, codewords: u64, codes: u64, rows: u32, dim: u32 }
     /// Of `sum_of_squares`.
     SquaresArgs { x: u64, partial: u64, count: u64 }
     /// Of `adamw`.
@@ -245,6 +249,21 @@ pub fn tower_bias_back(args: &TowerBiasBackArgs) -> Launch {
 /// The gradient of a squared error, and as many partial sums of it as [`squares`] says.
 pub fn tower_error(args: &TowerErrorArgs) -> Launch {
     Launch::new("tower_error", [squares(args.count), 1, 1], 256, 32 * 4, args)
+}
+
+/// The nearest codeword of every row of scores.
+pub fn nearest_code(args: &NearestArgs) -> Launch {
+    Launch::new("nearest_code", [args.rows.div_ceil(8), 1, 1], 256, 0, args)
+}
+
+/// Rows less their codewords.
+pub fn subtract_codeword(args: &CodewordArgs) -> Launch {
+    Launch::new("subtract_codeword", [args.rows.div_ceil(8), 1, 1], 256, 0, args)
+}
+
+/// Rows scaled to length 1.
+pub fn unit_rows(args: &CodewordArgs) -> Launch {
+    Launch::new("unit_rows", [args.rows.div_ceil(8), 1, 1], 256, 0, args)
 }
 
 /// As many partial sums of squares as [`squares`] says.

@@ -9,8 +9,9 @@
 //! Deviations: OneRec hands every cluster in turn its nearest remaining items, which leaves distant ones to the last
 //! clusters and says nothing about new items; Aurenhammer et al. 1998 show that prices reach the best such assignment.
 
-use super::lloyd::{KmeansConfig, lloyd, nearest_priced, squared_distance, squared_norms, update};
-use crate::Code;
+use super::lloyd::{KmeansConfig, lloyd, squared_distance, squared_norms, update};
+use super::points::Points;
+use crate::{Code, Result};
 use rayon::prelude::*;
 
 /// Times that prices come to rest and centroids move to the means of their clusters.
@@ -30,10 +31,13 @@ pub(crate) struct Balanced {
 }
 
 /// Fits checked `points` (items, dim).
-pub(crate) fn balanced_lloyd(points: &[f32], dim: usize, config: &KmeansConfig) -> Balanced {
-    let n = points.len() / dim;
+///
+/// # Errors
+/// None on the host; on a device, what that says.
+pub(crate) fn balanced_lloyd(points: &mut Points, config: &KmeansConfig) -> Result<Balanced> {
+    let (data, dim, n) = (points.data, points.dim, points.rows());
     let share = n as f64 / config.k as f64;
-    let (mut centroids, costs) = lloyd(points, dim, config);
+    let (mut centroids, costs) = lloyd(points, config)?;
     // Prices are measured by what the points cost without them: distances that prices have driven up would drive up
     // the prices in turn.
     let unit = costs.last().copied().unwrap_or(0.0) / n as f64;
@@ -44,28 +48,28 @@ pub(crate) fn balanced_lloyd(points: &[f32], dim: usize, config: &KmeansConfig) 
         for settling in 1..=SETTLING {
             let mut biased = squared_norms(&centroids, dim);
             biased.iter_mut().zip(&prices).for_each(|(norm, price)| *norm += price);
-            let codes = nearest_priced(points, dim, &centroids, &biased);
+            let codes = points.nearest_priced(&centroids, &biased)?;
             let mut counts = vec![0; config.k];
             codes.iter().for_each(|&code| counts[usize::from(code)] += 1);
             let largest = counts.iter().copied().max().unwrap_or(0);
             let enough = largest as f64 <= (ENOUGH * share).max(1.0).ceil();
             let end = enough || settling == SETTLING;
             if end || best.as_ref().is_none_or(|(least, _)| largest < *least) {
-                let mut distances = distances(points, dim, &centroids, &codes);
+                let mut distances = distances(data, dim, &centroids, &codes);
                 let cost: f64 = distances.iter().map(|&d| f64::from(d)).sum();
                 let better = |(least, found): &(usize, Balanced)| largest < *least || (enough && cost < found.cost);
                 if best.as_ref().is_none_or(better) {
                     best = Some((largest, Balanced { centroids: centroids.clone(), prices: prices.clone(), cost }));
                 }
                 if end {
-                    update(&mut centroids, points, dim, &codes, &mut distances);
+                    update(&mut centroids, data, dim, &codes, &mut distances);
                     break;
                 }
             }
             steps.apply(&mut prices, &counts, share, unit);
         }
     }
-    best.map_or(Balanced { centroids, prices, cost: 0.0 }, |(_, best)| best)
+    Ok(best.map_or(Balanced { centroids, prices, cost: 0.0 }, |(_, best)| best))
 }
 
 /// Squared distance of every point to its centroid: (items,).
@@ -104,11 +108,19 @@ mod tests {
     use crate::SeededRng;
     use rand::Rng;
 
+    fn fit(points: &[f32], config: &KmeansConfig) -> Balanced {
+        balanced_lloyd(&mut Points::here(points, 2), config).unwrap()
+    }
+
     fn largest(points: &[f32], centroids: &[f32], prices: &[f32]) -> usize {
         let mut biased = squared_norms(centroids, 2);
         biased.iter_mut().zip(prices).for_each(|(norm, price)| *norm += price);
         let mut counts = vec![0; prices.len()];
-        nearest_priced(points, 2, centroids, &biased).iter().for_each(|&c| counts[usize::from(c)] += 1);
+        Points::here(points, 2)
+            .nearest_priced(centroids, &biased)
+            .unwrap()
+            .iter()
+            .for_each(|&c| counts[usize::from(c)] += 1);
         counts.into_iter().max().unwrap_or(0)
     }
 
@@ -118,19 +130,19 @@ mod tests {
         // Dense near zero, thin outside.
         let points: Vec<f32> = (0..4000).map(|_| (rng.random::<f32>() * 2.0 - 1.0).powi(5)).collect();
         let config = KmeansConfig { k: 20, ..KmeansConfig::default() };
-        let balanced = balanced_lloyd(&points, 2, &config);
-        let plain = lloyd(&points, 2, &config).0;
+        let balanced = fit(&points, &config);
+        let plain = lloyd(&mut Points::here(&points, 2), &config).unwrap().0;
         let (with, without) =
             (largest(&points, &balanced.centroids, &balanced.prices), largest(&points, &plain, &[0.0; 20]));
         assert!(with <= 120, "largest of 20 clusters of 2000 points: {with}");
         assert!(without > 2 * with, "plain k-means: {without}");
-        assert_eq!(balanced, balanced_lloyd(&points, 2, &config));
+        assert_eq!(balanced, fit(&points, &config));
     }
 
     #[test]
     fn few_and_equal_points_are_fitted() {
         for points in [vec![1.0, 2.0], vec![0.0; 40], vec![0.0, 0.0, 1.0, 1.0]] {
-            let balanced = balanced_lloyd(&points, 2, &KmeansConfig { k: 6, ..KmeansConfig::default() });
+            let balanced = fit(&points, &KmeansConfig { k: 6, ..KmeansConfig::default() });
             assert!(balanced.prices.iter().chain(&balanced.centroids).all(|x| x.is_finite()));
         }
     }

@@ -9,9 +9,10 @@
 //! the suffix of this catalogue.
 
 use super::centered::Centered;
-use super::lloyd::{KmeansConfig, lloyd, nearest, squared_distance};
+use super::lloyd::{KmeansConfig, lloyd, squared_distance};
+use super::points::{Points, at_once};
 use crate::quantize::{Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, content_order};
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng, SidSpec, Vectors};
+use crate::{Accelerator, Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng, SidSpec, Vectors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -48,11 +49,17 @@ pub struct HierarchicalKmeans {
 }
 
 impl HierarchicalKmeans {
-    /// Fits `content` (items, dim). The order of the items makes no difference.
+    /// Fits `content` (items, dim), large nodes on `device` where there is one. The order of the items makes no
+    /// difference.
     ///
     /// # Errors
-    /// The configuration is invalid, or there are no items, or a vector is not finite.
-    pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
+    /// The configuration is invalid, or there are no items, or a vector is not finite, or the device fails.
+    pub fn fit(
+        config: &QuantizerConfig,
+        content: &Vectors,
+        device: Option<&dyn Accelerator>,
+        progress: &mut dyn FnMut(FitProgress),
+    ) -> Result<Self> {
         config.validate()?;
         let order = content_order(content)?;
         let (dim, levels, k) = (content.dim, config.levels, config.codebook_size as usize);
@@ -66,14 +73,15 @@ impl HierarchicalKmeans {
             let first = starts.len() as u64;
             let split = |(at, members): (usize, &Vec<u32>)| {
                 if level == levels || members.len() <= config.hkmeans.leaf_size {
-                    return Vec::new();
+                    return Ok(Vec::new());
                 }
                 let branches = members.len().div_ceil(config.hkmeans.leaf_size).min(k);
-                split(&points, dim, members, branches, config, rng.key("hkmeans", first + at as u64))
+                let device = device.filter(|device| device.pays(members.len() * branches * dim));
+                split(&points, dim, members, branches, config, rng.key("hkmeans", first + at as u64), device)
             };
-            let children: Vec<Vec<(Vec<f32>, Vec<u32>)>> = nodes.par_iter().enumerate().map(split).collect();
+            let children: Result<Vec<Vec<Cluster>>> = nodes.par_iter().enumerate().map(split).collect();
             let mut below = Vec::new();
-            for children in children {
+            for children in children? {
                 let end = starts.last().copied().unwrap_or(1) + children.len() as u32;
                 starts.push(end);
                 for (centroid, members) in children {
@@ -90,6 +98,39 @@ impl HierarchicalKmeans {
     /// Number of nodes, root and leaves included.
     pub fn nodes(&self) -> usize {
         self.starts.len() - 1
+    }
+
+    /// Walks down from the root on `device` as long as so many points are at a node that this pays: their codes and where
+    /// they have come to.
+    fn descend(
+        &self,
+        points: &[f32],
+        codes: &mut [Code],
+        places: &mut [Place],
+        device: &dyn Accelerator,
+    ) -> Result<()> {
+        let (dim, levels) = (self.centered.dim(), self.sizes.len());
+        let mut open: Vec<(Place, Vec<u32>)> = vec![(Place::default(), (0..places.len() as u32).collect())];
+        while let Some((Place { node, depth }, members)) = open.pop() {
+            let (first, end) = (self.starts[node] as usize, self.starts[node + 1] as usize);
+            if first == end || !device.pays(members.len() * (end - first) * dim) {
+                continue;
+            }
+            let mut below = vec![Vec::new(); end - first];
+            for members in members.chunks(at_once(dim)) {
+                let rows: Vec<f32> =
+                    members.iter().flat_map(|&i| &points[i as usize * dim..][..dim]).copied().collect();
+                let found = Points::on(Some(device), &rows, dim)?.nearest(&self.centroids[first * dim..end * dim])?;
+                for (&i, code) in members.iter().zip(found) {
+                    codes[i as usize * levels + depth] = code;
+                    places[i as usize] = Place { node: first + usize::from(code), depth: depth + 1 };
+                    below[usize::from(code)].push(i);
+                }
+            }
+            let place = |at: usize| Place { node: first + at, depth: depth + 1 };
+            open.extend(below.into_iter().enumerate().map(|(at, members)| (place(at), members)));
+        }
+        Ok(())
     }
 
     fn centroid(&self, node: usize) -> &[f32] {
@@ -121,6 +162,17 @@ impl HierarchicalKmeans {
     }
 }
 
+/// Where a point has come to on its way down.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    node: usize,
+    /// Codes chosen so far.
+    depth: usize,
+}
+
+/// A centroid and the items that are nearest to it.
+type Cluster = (Vec<f32>, Vec<u32>);
+
 /// Clusters of `members` that have an item, none when they cannot be told apart.
 fn split(
     points: &[f32],
@@ -129,7 +181,8 @@ fn split(
     branches: usize,
     config: &QuantizerConfig,
     seed: u64,
-) -> Vec<(Vec<f32>, Vec<u32>)> {
+    device: Option<&dyn Accelerator>,
+) -> Result<Vec<Cluster>> {
     let rows = |members: &[u32]| -> Vec<f32> {
         members.iter().flat_map(|&i| &points[i as usize * dim..][..dim]).copied().collect()
     };
@@ -140,14 +193,14 @@ fn split(
         per_code => per_code.saturating_mul(branches).min(members.len()),
     };
     let kmeans = KmeansConfig { k: branches, iterations: config.hkmeans.iterations, tolerance: 1e-4, seed };
-    let (centroids, _) = lloyd(&all[..limit * dim], dim, &kmeans);
-    let mut children: Vec<(Vec<f32>, Vec<u32>)> =
+    let (centroids, _) = lloyd(&mut Points::on(device, &all[..limit * dim], dim)?, &kmeans)?;
+    let mut children: Vec<Cluster> =
         centroids.chunks_exact(dim).map(|centroid| (centroid.to_vec(), Vec::new())).collect();
-    for (&member, code) in members.iter().zip(nearest(&all, dim, &centroids)) {
+    for (&member, code) in members.iter().zip(Points::on(device, &all, dim)?.nearest(&centroids)?) {
         children[usize::from(code)].1.push(member);
     }
     children.retain(|(_, members)| !members.is_empty());
-    if children.len() < 2 { Vec::new() } else { children }
+    Ok(if children.len() < 2 { Vec::new() } else { children })
 }
 
 impl SidEncoder for HierarchicalKmeans {
@@ -155,13 +208,17 @@ impl SidEncoder for HierarchicalKmeans {
         &self.sizes
     }
 
-    fn encode(&self, content: &Vectors) -> Result<Encoded> {
+    fn encode_on(&self, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Encoded> {
         let mut points = self.centered.all(content)?;
         let levels = self.sizes.len();
         let mut flat: Vec<Code> = vec![0; content.rows() * levels];
-        flat.par_chunks_exact_mut(levels).zip(points.par_chunks_exact_mut(content.dim)).for_each(|(codes, point)| {
-            let mut node = 0;
-            for code in codes {
+        let mut places = vec![Place::default(); content.rows()];
+        if let Some(device) = device {
+            self.descend(&points, &mut flat, &mut places, device)?;
+        }
+        let each = flat.par_chunks_exact_mut(levels).zip(points.par_chunks_exact_mut(content.dim)).zip(places);
+        each.for_each(|((codes, point), Place { mut node, depth })| {
+            for code in &mut codes[depth..] {
                 let children = self.starts[node] as usize..self.starts[node + 1] as usize;
                 let mut best = f32::INFINITY;
                 let first = children.start;
@@ -174,7 +231,7 @@ impl SidEncoder for HierarchicalKmeans {
             }
             point.copy_from_slice(self.centroid(node));
         });
-        let codes = CodeMatrix::new(levels, flat).expect("one code per level was made for each item");
+        let codes = CodeMatrix::new(levels, flat)?;
         Ok(Encoded::new(codes, self.centered.restore(points), content))
     }
 
@@ -204,7 +261,7 @@ mod tests {
         let content = Vectors::new(1, (0..16).map(at).collect()).unwrap();
         let hkmeans = HierarchicalKmeansConfig { leaf_size: 4, ..HierarchicalKmeansConfig::default() };
         let config = QuantizerConfig { levels: 3, codebook_size: 2, hkmeans, ..QuantizerConfig::default() };
-        let tree = HierarchicalKmeans::fit(&config, &content, &mut |_| ()).unwrap();
+        let tree = HierarchicalKmeans::fit(&config, &content, None, &mut |_| ()).unwrap();
         assert_eq!(tree.nodes(), 1 + 2 + 4);
         let codes = tree.encode(&content).unwrap().codes;
         for i in 0..16 {

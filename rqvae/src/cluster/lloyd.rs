@@ -6,6 +6,7 @@
 
 use super::dots::dots;
 use super::matmul::{Matrix, matmul};
+use super::points::Points;
 use crate::{Code, Error, Result, SeededRng, Vectors};
 use rand::Rng;
 use rayon::prelude::*;
@@ -75,7 +76,7 @@ impl Kmeans {
         if points.rows() == 0 {
             return Err(Error::BadVectors { row: 0, reason: "there are no items".into() });
         }
-        let (centroids, costs) = lloyd(&points.data, points.dim, config);
+        let (centroids, costs) = lloyd(&mut Points::here(&points.data, points.dim), config)?;
         Ok(Self { dim: points.dim, centroids, costs })
     }
 
@@ -88,24 +89,28 @@ impl Kmeans {
         if points.dim != self.dim {
             return Err(Error::shape("points", format!("width {}", self.dim), points.dim));
         }
-        Ok(nearest(&points.data, self.dim, &self.centroids))
+        Points::here(&points.data, self.dim).nearest(&self.centroids)
     }
 }
 
 /// The work of [`Kmeans::fit`] on checked input: centroids (k, dim) and costs.
-pub(crate) fn lloyd(points: &[f32], dim: usize, config: &KmeansConfig) -> (Vec<f32>, Vec<f64>) {
-    let mut centroids = plus_plus(points, dim, config);
-    let costs = lloyd_from(&mut centroids, points, dim, config);
-    (centroids, costs)
+///
+/// # Errors
+/// None on the host; on a device, what that says.
+pub(crate) fn lloyd(points: &mut Points, config: &KmeansConfig) -> Result<(Vec<f32>, Vec<f64>)> {
+    let mut centroids = plus_plus(points, config)?;
+    let costs = lloyd_from(&mut centroids, points, config)?;
+    Ok((centroids, costs))
 }
 
 /// Lloyd's iterations from `centroids` (k, dim) on: costs.
-pub(super) fn lloyd_from(centroids: &mut [f32], points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f64> {
+pub(super) fn lloyd_from(centroids: &mut [f32], points: &mut Points, config: &KmeansConfig) -> Result<Vec<f64>> {
+    let (data, dim) = (points.data, points.dim);
     let mut costs: Vec<f64> = Vec::new();
     for iteration in 0..=config.iterations {
-        let codes = nearest(points, dim, centroids);
+        let codes = points.nearest(centroids)?;
         let mut distances = vec![0.0; codes.len()];
-        distances.par_iter_mut().zip(&codes).zip(points.par_chunks_exact(dim)).for_each(|((d, &code), x)| {
+        distances.par_iter_mut().zip(&codes).zip(data.par_chunks_exact(dim)).for_each(|((d, &code), x)| {
             *d = squared_distance(x, &centroids[usize::from(code) * dim..][..dim]);
         });
         let cost: f64 = distances.iter().map(|&d| f64::from(d)).sum();
@@ -114,9 +119,9 @@ pub(super) fn lloyd_from(centroids: &mut [f32], points: &[f32], dim: usize, conf
         if iteration == config.iterations || stalled {
             break;
         }
-        update(centroids, points, dim, &codes, &mut distances);
+        update(centroids, data, dim, &codes, &mut distances);
     }
-    costs
+    Ok(costs)
 }
 
 /// Moves each centroid to the mean of its points; a centroid without points takes the farthest point. Gives back how
@@ -170,41 +175,44 @@ pub(super) fn update(
 
 /// Greedy k-means++: of a few points drawn with probability proportional to their squared distance, the one that
 /// lowers the cost most becomes the next centroid.
-pub(super) fn plus_plus(points: &[f32], dim: usize, config: &KmeansConfig) -> Vec<f32> {
-    let n = points.len() / dim;
+pub(super) fn plus_plus(points: &mut Points, config: &KmeansConfig) -> Result<Vec<f32>> {
+    let (data, dim, n) = (points.data, points.dim, points.rows());
     let trials = 2 + (config.k as f64).ln() as usize;
     let mut rng = SeededRng::new(config.seed).stream("kmeans++");
-    let norms = squared_norms(points, dim);
+    let norms = squared_norms(data, dim);
     let mut centroids = Vec::with_capacity(config.k * dim);
     let mut distances = vec![f32::INFINITY; n];
     let mut candidates = vec![rng.random_range(0..n)];
     while centroids.len() < config.k * dim {
-        let (totals, tried) = closer(points, dim, &norms, &distances, &candidates);
+        let (totals, tried) = closer(points, &norms, &distances, &candidates)?;
         let best = (0..totals.len()).min_by(|&a, &b| totals[a].total_cmp(&totals[b])).unwrap_or(0);
         let chosen = candidates[best];
-        centroids.extend_from_slice(&points[chosen * dim..][..dim]);
+        centroids.extend_from_slice(&data[chosen * dim..][..dim]);
         distances.iter_mut().zip(tried.chunks_exact(candidates.len())).for_each(|(d, tried)| *d = tried[best]);
         let total = totals[best];
         candidates.clear();
         candidates.extend((0..trials).map(|_| draw(&distances, total * rng.random::<f64>()).unwrap_or(chosen)));
     }
-    centroids
+    Ok(centroids)
 }
 
 /// Squared distances (items, candidates) once a candidate is a centroid too, and their sums (candidates,).
 ///
 /// All candidates are looked at in one pass over the points, by a product; what is too close for its rounding is
 /// computed again, so that a point has distance 0 to itself.
-fn closer(points: &[f32], dim: usize, norms: &[f32], distances: &[f32], candidates: &[usize]) -> (Vec<f64>, Vec<f32>) {
+fn closer(points: &mut Points, norms: &[f32], distances: &[f32], candidates: &[usize]) -> Result<(Vec<f64>, Vec<f32>)> {
     const CLOSE: f32 = 1e-4;
-    let width = candidates.len();
-    let chosen: Vec<f32> = candidates.iter().flat_map(|&i| &points[i * dim..][..dim]).copied().collect();
+    let (data, dim, width) = (points.data, points.dim, candidates.len());
+    let chosen: Vec<f32> = candidates.iter().flat_map(|&i| &data[i * dim..][..dim]).copied().collect();
     let mut tried = vec![0.0; distances.len() * width];
-    let blocks = tried.par_chunks_mut(BLOCK * width).zip(points.par_chunks(BLOCK * dim));
+    let by_device = points.dots(&chosen, &mut tried)?;
+    let blocks = tried.par_chunks_mut(BLOCK * width).zip(data.par_chunks(BLOCK * dim));
     let sums: Vec<Vec<f64>> = blocks
         .enumerate()
         .map(|(block, (tried, x))| {
-            dots(tried, x, &chosen, dim);
+            if !by_device {
+                dots(tried, x, &chosen, dim);
+            }
             let mut sums = vec![0f64; width];
             for (row, tried) in tried.chunks_exact_mut(width).enumerate() {
                 let at = block * BLOCK + row;
@@ -223,7 +231,7 @@ fn closer(points: &[f32], dim: usize, norms: &[f32], distances: &[f32], candidat
         .collect();
     let mut totals = vec![0f64; width];
     sums.iter().for_each(|sums| totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum));
-    (totals, tried)
+    Ok((totals, tried))
 }
 
 /// The item at which the running sum of `distances` passes `mark`, none when all are 0: then the last centroid is
@@ -240,12 +248,8 @@ fn draw(distances: &[f32], mut mark: f64) -> Option<usize> {
     last
 }
 
-/// Nearest codeword of each point, the first one of equals: (items, dim) and (k, dim) -> (items,).
-pub(crate) fn nearest(points: &[f32], dim: usize, codewords: &[f32]) -> Vec<Code> {
-    nearest_priced(points, dim, codewords, &squared_norms(codewords, dim))
-}
-
-/// As [`nearest`] by squared distance plus price, `norms` (k,) being the squared norms plus the prices.
+/// Codeword of each point with the least squared distance plus price, the first one of equals: (items, dim) and (k, dim)
+/// -> (items,), `norms` (k,) being the squared norms plus the prices.
 pub(crate) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]) -> Vec<Code> {
     let mut codes = vec![0; points.len() / dim];
     codes.par_chunks_mut(BLOCK).zip(points.par_chunks(BLOCK * dim)).for_each_init(Vec::new, |scores, (codes, x)| {
@@ -254,7 +258,7 @@ pub(crate) fn nearest_priced(points: &[f32], dim: usize, codewords: &[f32], norm
     codes
 }
 
-/// As [`nearest`] for at most [`BLOCK`] points, on this thread, with `norms` (k,) and a buffer for the scores.
+/// As [`nearest_priced`] for at most [`BLOCK`] points, on this thread, with `norms` (k,) and a buffer for the scores.
 pub(crate) fn nearest_in_block(
     points: &[f32],
     dim: usize,
@@ -361,9 +365,9 @@ mod tests {
         #[test]
         fn a_point_alone_has_the_same_code(points in prop::collection::vec(-1f32..1.0, 300 * 5)) {
             let codewords = &points[..5 * 40];
-            let codes = nearest(&points, 5, codewords);
+            let codes = Points::here(&points, 5).nearest(codewords).unwrap();
             for (x, code) in points.chunks(5).zip(codes).step_by(37) {
-                prop_assert_eq!(nearest(x, 5, codewords), [code]);
+                prop_assert_eq!(Points::here(x, 5).nearest(codewords).unwrap(), [code]);
             }
         }
     }

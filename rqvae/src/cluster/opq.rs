@@ -7,12 +7,15 @@
 //! Paper: Ge et al. 2013, Optimized Product Quantization, sec. 3.1 (alternation) and 3.2 (eigenvalue allocation).
 
 use super::centered::Centered;
-use super::lloyd::{KmeansConfig, lloyd_from, nearest, plus_plus};
+use super::lloyd::{KmeansConfig, lloyd_from, plus_plus};
 use super::matmul::{Matrix, matmul, multiply_rows};
+use super::points::Points;
 use crate::quantize::{
     Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, check_codes, content_order,
 };
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result, SeededRng, Vectors};
+use crate::{
+    Accelerator, Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result, SeededRng, Vectors,
+};
 use nalgebra::{DMatrix, SVD, SymmetricEigen};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -55,11 +58,17 @@ fn parts(width: usize, levels: usize) -> Vec<Range<usize>> {
 }
 
 impl Opq {
-    /// Fits `content` (items, dim). The order of the items makes no difference.
+    /// Fits `content` (items, dim), codewords on `device` where there is one, the rotation here. The order of the items
+    /// makes no difference.
     ///
     /// # Errors
-    /// The configuration is invalid, or there are no items, or a vector is not finite.
-    pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
+    /// The configuration is invalid, or there are no items, or a vector is not finite, or the device fails.
+    pub fn fit(
+        config: &QuantizerConfig,
+        content: &Vectors,
+        device: Option<&dyn Accelerator>,
+        progress: &mut dyn FnMut(FitProgress),
+    ) -> Result<Self> {
         config.validate()?;
         let mut order = content_order(content)?;
         let (levels, k) = (config.levels, config.codebook_size as usize);
@@ -80,14 +89,15 @@ impl Opq {
             let mut cost = 0.0;
             for (level, part) in parts.iter().enumerate() {
                 let own = columns(&rotated, width, part);
+                let mut own = Points::on(device, &own, part.len())?;
                 let seed = rng.key("opq", level as u64);
                 let kmeans = KmeansConfig { k, iterations: config.opq.iterations, tolerance: 1e-4, seed };
                 if codebooks.len() == level {
-                    codebooks.push(plus_plus(&own, part.len(), &kmeans));
+                    codebooks.push(plus_plus(&mut own, &kmeans)?);
                 }
-                let costs = lloyd_from(&mut codebooks[level], &own, part.len(), &kmeans);
+                let costs = lloyd_from(&mut codebooks[level], &mut own, &kmeans)?;
                 cost += costs.last().copied().unwrap_or(0.0);
-                put_codewords(&mut quantized, width, part, &codebooks[level], &own);
+                put_codewords(&mut quantized, width, part, &codebooks[level], &mut own)?;
             }
             progress(FitProgress { stage: METHOD, done, total, loss: Some(cost / order.len() as f64) });
             if done < total {
@@ -147,7 +157,7 @@ impl SidEncoder for Opq {
         &self.sizes
     }
 
-    fn encode(&self, content: &Vectors) -> Result<Encoded> {
+    fn encode_on(&self, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Encoded> {
         let (width, levels) = (self.width(), self.sizes.len());
         let points = widened(self.centered.all(content)?, content.dim, width);
         let rotated = multiply_rows(&points, width, &self.rotation, width);
@@ -155,7 +165,8 @@ impl SidEncoder for Opq {
         let mut quantized = vec![0.0; rotated.len()];
         for (level, part) in parts(width, levels).iter().enumerate() {
             let own = columns(&rotated, width, part);
-            let codes = put_codewords(&mut quantized, width, part, &self.codebooks[level], &own);
+            let mut own = Points::on(device, &own, part.len())?;
+            let codes = put_codewords(&mut quantized, width, part, &self.codebooks[level], &mut own)?;
             flat.chunks_exact_mut(levels).zip(codes).for_each(|(row, code)| row[level] = code);
         }
         let codes = CodeMatrix::new(levels, flat).expect("one code per level was made for each item");
@@ -219,12 +230,18 @@ fn transposed(matrix: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// Writes the nearest codewords of `own` (rows, part) to the columns of `part`, and gives back their codes.
-fn put_codewords(out: &mut [f32], width: usize, part: &Range<usize>, codebook: &[f32], own: &[f32]) -> Vec<Code> {
-    let codes = nearest(own, part.len(), codebook);
+fn put_codewords(
+    out: &mut [f32],
+    width: usize,
+    part: &Range<usize>,
+    codebook: &[f32],
+    own: &mut Points,
+) -> Result<Vec<Code>> {
+    let codes = own.nearest(codebook)?;
     for (row, &code) in out.chunks_exact_mut(width).zip(&codes) {
         row[part.clone()].copy_from_slice(&codebook[usize::from(code) * part.len()..][..part.len()]);
     }
-    codes
+    Ok(codes)
 }
 
 /// Principal directions, dealt out so that the parts have equal products of variances.
@@ -285,7 +302,7 @@ mod tests {
         let opq = OpqConfig { alternations, ..OpqConfig::default() };
         let config = QuantizerConfig { levels: 2, codebook_size: 8, opq, ..QuantizerConfig::default() };
         let mut losses = Vec::new();
-        let opq = Opq::fit(&config, &correlated(600), &mut |p| losses.extend(p.loss)).unwrap();
+        let opq = Opq::fit(&config, &correlated(600), None, &mut |p| losses.extend(p.loss)).unwrap();
         (opq, losses)
     }
 

@@ -9,9 +9,10 @@
 use super::balanced::balanced_lloyd;
 use super::centered::Centered;
 use super::lloyd::{KmeansConfig, lloyd};
+use super::points::Points;
 use crate::quantize::{Encoded, Method, QuantizerConfig, ResidualQuantizer, SidEncoder};
 use crate::quantize::{FILE, FORMAT, FitProgress, VERSION, check_codes, content_order, unit};
-use crate::{Artefact, ArtefactWriter, CodeMatrix, Error, LastLevel, Result, SeededRng, Vectors};
+use crate::{Accelerator, Artefact, ArtefactWriter, CodeMatrix, Error, LastLevel, Result, SeededRng, Vectors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -51,11 +52,16 @@ pub struct ResidualKmeans {
 }
 
 impl ResidualKmeans {
-    /// Fits `content` (items, dim). The order of the items makes no difference.
+    /// Fits `content` (items, dim), on `device` where there is one. The order of the items makes no difference.
     ///
     /// # Errors
-    /// The configuration is invalid, or there are no items, or a vector is not finite.
-    pub fn fit(config: &QuantizerConfig, content: &Vectors, progress: &mut dyn FnMut(FitProgress)) -> Result<Self> {
+    /// The configuration is invalid, or there are no items, or a vector is not finite, or the device fails.
+    pub fn fit(
+        config: &QuantizerConfig,
+        content: &Vectors,
+        device: Option<&dyn Accelerator>,
+        progress: &mut dyn FnMut(FitProgress),
+    ) -> Result<Self> {
         config.validate()?;
         let (levels, sizes) = (config.levels, config.sizes());
         let largest = sizes.iter().copied().max().unwrap_or(1) as usize;
@@ -79,22 +85,25 @@ impl ResidualKmeans {
             if normalize {
                 residuals.par_chunks_exact_mut(dim).for_each(unit);
             }
+            let mut held = Points::on(device, &residuals, dim)?;
             let (stack, cost) = if balanced {
-                let fitted = balanced_lloyd(&residuals, dim, &kmeans);
+                let fitted = balanced_lloyd(&mut held, &kmeans)?;
                 (ResidualQuantizer::priced(dim, fitted.centroids, fitted.prices), Some(fitted.cost))
             } else {
-                let (centroids, costs) = lloyd(&residuals, dim, &kmeans);
+                let (centroids, costs) = lloyd(&mut held, &kmeans)?;
                 (ResidualQuantizer::new(dim, vec![centroids]), costs.last().copied())
             };
-            residuals = stack.quantize(&residuals).1;
+            drop(held);
+            residuals = stack.quantize_on(&residuals, device)?.1;
             quantizer.push(stack);
             let loss = cost.map(|cost| cost / order.len() as f64);
             progress(FitProgress { stage: METHOD, done: level + 1, total: levels, loss });
         }
-        let decoder = normalize.then(|| {
-            let (codes, _) = quantizer.quantize(&points);
-            ResidualQuantizer::of_means(&points, dim, &codes, &sizes)
-        });
+        let of_means = || -> Result<ResidualQuantizer> {
+            let (codes, _) = quantizer.quantize_on(&points, device)?;
+            Ok(ResidualQuantizer::of_means(&points, dim, &codes, &sizes))
+        };
+        let decoder = normalize.then(of_means).transpose()?;
         Ok(Self { sizes, balanced, centered, quantizer, decoder })
     }
 
@@ -118,9 +127,9 @@ impl SidEncoder for ResidualKmeans {
         &self.sizes
     }
 
-    fn encode(&self, content: &Vectors) -> Result<Encoded> {
+    fn encode_on(&self, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Encoded> {
         let points = self.centered.all(content)?;
-        let (codes, mut left) = self.quantizer.quantize(&points);
+        let (codes, mut left) = self.quantizer.quantize_on(&points, device)?;
         let sums = if let Some(decoder) = &self.decoder {
             decoder.lookup(&codes)
         } else {
@@ -175,7 +184,7 @@ mod tests {
         let rkmeans = ResidualKmeansConfig { items_per_code: 10, ..ResidualKmeansConfig::default() };
         let config = QuantizerConfig { levels: 2, codebook_size: 2, rkmeans, ..QuantizerConfig::default() };
         let mut levels = Vec::new();
-        let quantizer = ResidualKmeans::fit(&config, &content, &mut |p| levels.push((p.done, p.total))).unwrap();
+        let quantizer = ResidualKmeans::fit(&config, &content, None, &mut |p| levels.push((p.done, p.total))).unwrap();
         assert_eq!(levels, [(1, 2), (2, 2)]);
         let encoded = quantizer.encode(&content).unwrap();
         let code = |i: usize, level: usize| encoded.codes.row(i)[level];

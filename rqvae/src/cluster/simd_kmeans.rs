@@ -15,6 +15,7 @@
 //! sides walk the same way; the tolerance is a fraction of the cost of the seeds, not of the last cost.
 
 use super::lloyd::{lloyd_from, plus_plus};
+use super::points::Points;
 use super::{Kmeans, KmeansConfig};
 use crate::{Error, Result, Vectors};
 use kmeans::{AbortStrategy, EuclideanDistance, KMeans, KMeansConfig};
@@ -41,8 +42,9 @@ impl Kmeans {
         }
         // No iterations: the cost of what is given.
         let still = KmeansConfig { iterations: 0, ..*config };
-        let mut seeds = plus_plus(&points.data, dim, config);
-        let cost = lloyd_from(&mut seeds, &points.data, dim, &still)[0];
+        let mut ours = Points::here(&points.data, dim);
+        let mut seeds = plus_plus(&mut ours, config)?;
+        let cost = lloyd_from(&mut seeds, &mut ours, &still)?[0];
 
         let costs = RefCell::new(Vec::new());
         let record = |_: &_, _, cost: f32| costs.borrow_mut().push(f64::from(cost));
@@ -52,7 +54,7 @@ impl Kmeans {
         let state = theirs.kmeans_lloyd(config.k, config.iterations, KMeans::init_precomputed(seeds), &settings);
 
         let mut centroids = state.centroids.to_vec();
-        let last = lloyd_from(&mut centroids, &points.data, dim, &still);
+        let last = lloyd_from(&mut centroids, &mut ours, &still)?;
         let costs = costs.take().into_iter().chain(last).collect();
         Ok(Self { dim, centroids, costs })
     }

@@ -7,8 +7,8 @@
 //! Deviations: e+ is drawn once per codeword and step, not per item; groups of nearly equal size come from balanced
 //! k-means.
 
-use crate::Code;
-use crate::cluster::{KmeansConfig, Matrix, balanced_lloyd, matmul, nearest_priced, squared_norms};
+use crate::cluster::{KmeansConfig, Matrix, Points, balanced_lloyd, matmul, squared_norms};
+use crate::{Code, Result};
 use rand::Rng;
 
 /// Groups of one codebook.
@@ -20,16 +20,20 @@ pub(super) struct Groups {
 
 impl Groups {
     /// At most `groups` of nearly equal size.
-    pub(super) fn of(codebook: &[f32], dim: usize, groups: usize, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// None: all is done by the host.
+    pub(super) fn of(codebook: &[f32], dim: usize, groups: usize, seed: u64) -> Result<Self> {
         let k = groups.min(codebook.len() / dim);
         let config = KmeansConfig { k, iterations: 10, seed, ..KmeansConfig::default() };
-        let found = balanced_lloyd(codebook, dim, &config);
+        let mut codewords = Points::here(codebook, dim);
+        let found = balanced_lloyd(&mut codewords, &config)?;
         let mut priced = squared_norms(&found.centroids, dim);
         priced.iter_mut().zip(&found.prices).for_each(|(norm, price)| *norm += price);
-        let group = nearest_priced(codebook, dim, &found.centroids, &priced);
+        let group = codewords.nearest_priced(&found.centroids, &priced)?;
         let mut members = vec![Vec::new(); k];
         group.iter().enumerate().for_each(|(code, &group)| members[usize::from(group)].push(code as Code));
-        Self { group, members }
+        Ok(Self { group, members })
     }
 
     /// Another codeword of the group of each, the codeword itself where it is alone.
@@ -94,7 +98,7 @@ mod tests {
     fn groups_are_even_and_partners_are_others_of_the_group() {
         let mut rng = SeededRng::new(5).stream("diversity");
         let codebook: Vec<f32> = (0..40 * 3).map(|_| rng.random::<f32>()).collect();
-        let groups = Groups::of(&codebook, 3, 5, 1);
+        let groups = Groups::of(&codebook, 3, 5, 1).unwrap();
         assert!(groups.members.iter().all(|members| (4..=12).contains(&members.len())), "{groups:?}");
         for _ in 0..5 {
             for (code, partner) in groups.draw(&mut rng).into_iter().enumerate() {
@@ -102,7 +106,7 @@ mod tests {
                 assert_eq!(groups.group[code], groups.group[usize::from(partner)]);
             }
         }
-        let alone = Groups::of(&codebook, 3, 40, 1).draw(&mut rng);
+        let alone = Groups::of(&codebook, 3, 40, 1).unwrap().draw(&mut rng);
         assert!(alone.iter().enumerate().filter(|(i, p)| *i == usize::from(**p)).count() > 30);
     }
 

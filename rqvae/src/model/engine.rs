@@ -9,7 +9,7 @@ use super::mlp::TowerLayer;
 use super::optim::AdamW;
 use super::pass::{Rows, Shard, Step};
 use super::rqvae::RqVae;
-use crate::{AdamWConfig, Code, CodeMatrix, Error, Result};
+use crate::{Accelerator, AdamWConfig, Code, CodeMatrix, Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -56,7 +56,7 @@ pub struct TowerStart<'a> {
 }
 
 /// Towers on a device, with their parameters, gradients and optimiser. A step calls `encode`, `decode`, `back` and
-/// `update` in this order; `encode` and `decode` alone change no parameter.
+/// `update` in this order; without the last no parameter changes.
 ///
 /// Every method fails where the device does. What is not finite is no error here: it reaches the loss, which the caller
 /// looks at before it updates anything.
@@ -73,6 +73,13 @@ pub trait Towers {
     /// # Errors
     /// The device fails, or these are not the rows encoded last.
     fn decode(&mut self, quantized: &[f32], scale: f32, flow: &mut Vec<f32>) -> Result<f64>;
+
+    /// Content from quantised latents (rows, `latent_dim`), into `x` (rows, sum of the widths). What was encoded last is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// The device fails, or these are more rows than were announced.
+    fn reconstruct(&mut self, quantized: &[f32], x: &mut Vec<f32>) -> Result<()>;
 
     /// From the gradient of the latents (rows, `latent_dim`) to those of the encoder's parameters.
     ///
@@ -99,9 +106,6 @@ pub trait Towers {
     fn params(&mut self) -> Result<Vec<f32>>;
 }
 
-/// Brings towers to a device.
-pub type MakeTowers<'a> = dyn Fn(&TowerStart) -> Result<Box<dyn Towers>> + 'a;
-
 /// What computes the towers of a fit.
 pub(super) enum Engine {
     /// The host, every shard on its own.
@@ -119,15 +123,12 @@ pub(super) struct Remote {
 }
 
 impl Engine {
-    /// The host where nobody makes towers elsewhere; `rows`: most of a batch.
-    pub(super) fn new(model: &RqVae, rows: usize, make: Option<&MakeTowers>) -> Result<Self> {
-        let weight_decay = model.config.weight_decay;
-        let Some(make) = make else {
-            return Ok(Self::Host(AdamW::new(model.params.len(), weight_decay)));
-        };
-        let (plan, adamw) = (TowerPlan::of(model), AdamW::config(weight_decay));
-        let towers = make(&TowerStart { plan: &plan, params: &model.params, rows, adamw })?;
-        Ok(Self::Device(Remote { towers, rows, sent: Vec::new(), got: Vec::new() }))
+    /// The host where there is no device; `rows`: most of a batch.
+    pub(super) fn new(model: &RqVae, rows: usize, device: Option<&dyn Accelerator>) -> Result<Self> {
+        Ok(match device {
+            None => Self::Host(AdamW::new(model.params.len(), model.config.weight_decay)),
+            Some(device) => Self::Device(Remote::new(model, rows, device)?),
+        })
     }
 
     /// Losses and gradients of a batch in `shards`; `begin` fills the rows of a shard and returns what its noise is drawn
@@ -224,6 +225,35 @@ impl Engine {
 }
 
 impl Remote {
+    /// The towers of `model` on `device`, for at most `rows` rows at once.
+    pub(super) fn new(model: &RqVae, rows: usize, device: &dyn Accelerator) -> Result<Self> {
+        let (plan, adamw) = (TowerPlan::of(model), AdamW::config(model.config.weight_decay));
+        let towers = device.towers(&TowerStart { plan: &plan, params: &model.params, rows, adamw })?;
+        Ok(Self { towers, rows, sent: Vec::new(), got: Vec::new() })
+    }
+
+    /// Latents of standardised `content` (items, `content_dim`): (items, `latent_dim`).
+    pub(super) fn latents(&mut self, model: &RqVae, content: &[f32]) -> Result<Vec<f32>> {
+        let mut latents = Vec::with_capacity(content.len() / model.content_dim() * model.latent_dim());
+        for x in content.chunks(self.rows * model.content_dim()) {
+            self.towers.encode(x, &mut self.got)?;
+            fits("latents", x.len() / model.content_dim() * model.latent_dim(), self.got.len())?;
+            latents.extend_from_slice(&self.got);
+        }
+        Ok(latents)
+    }
+
+    /// Content from quantised latents (items, `latent_dim`): (items, `content_dim`).
+    pub(super) fn reconstruct(&mut self, model: &RqVae, quantized: &[f32]) -> Result<Vec<f32>> {
+        let mut content = Vec::with_capacity(quantized.len() / model.latent_dim() * model.content_dim());
+        for quantized in quantized.chunks(self.rows * model.latent_dim()) {
+            self.towers.reconstruct(quantized, &mut self.got)?;
+            fits("reconstruction", quantized.len() / model.latent_dim() * model.content_dim(), self.got.len())?;
+            content.extend_from_slice(&self.got);
+        }
+        Ok(content)
+    }
+
     /// What `of` says of every shard, one after another.
     fn send(&mut self, shards: &[Shard], of: impl Fn(&Shard) -> &Vec<f32>) {
         self.sent.clear();

@@ -6,8 +6,11 @@ use super::optim::AdamW;
 use super::rqvae::RqVae;
 use super::towers::TowerTape;
 use super::{RqVaeConfig, towers_apart};
+use crate::accelerator_tests::HostPoints;
 use crate::quantize::{Behavior, QuantizerConfig};
-use crate::{Error, ItemIdx, Result, SeededRng, Vectors, file_digest, fit_quantizer_with, mix};
+use crate::{
+    Accelerator, DevicePoints, Error, ItemIdx, Result, SeededRng, Vectors, file_digest, fit_quantizer_with, mix,
+};
 
 const ITEMS: usize = 260;
 const DIM: usize = 9;
@@ -40,6 +43,12 @@ impl Towers for Here {
         Ok(squares)
     }
 
+    fn reconstruct(&mut self, quantized: &[f32], x: &mut Vec<f32>) -> Result<()> {
+        let (model, rows) = (&self.model, quantized.len() / self.model.latent_dim());
+        *x = model.decoder.forward(&model.params, quantized, rows, &mut self.decoded).to_vec();
+        Ok(())
+    }
+
     fn back(&mut self, flow: &[f32]) -> Result<()> {
         let (model, rows) = (&self.model, self.x.len() / DIM);
         let (tape, grads) = (&mut self.encoded, &mut self.grads);
@@ -61,16 +70,33 @@ impl Towers for Here {
     }
 }
 
-fn here(config: &QuantizerConfig) -> impl Fn(&TowerStart) -> Result<Box<dyn Towers>> {
-    let config = config.clone();
-    move |start| {
-        let mut model = RqVae::new(&config.rqvae, DIM, &config.sizes(), &SeededRng::new(0))?;
+/// A device that begins with the weights it is given, times `factor`.
+struct HereToo {
+    config: QuantizerConfig,
+    factor: f32,
+}
+
+impl Accelerator for HereToo {
+    fn towers(&self, start: &TowerStart) -> Result<Box<dyn Towers>> {
+        let mut model = RqVae::new(&self.config.rqvae, DIM, &self.config.sizes(), &SeededRng::new(0))?;
         assert_eq!(start.plan.parameters, model.params.len());
-        model.params.copy_from_slice(start.params);
+        model.params.iter_mut().zip(start.params).for_each(|(w, start)| *w = start * self.factor);
         let optim = AdamW::new(model.params.len(), start.adamw.weight_decay as f32);
         let (encoded, decoded, grads) = (TowerTape::default(), TowerTape::default(), vec![0.0; model.params.len()]);
         Ok(Box::new(Here { model, optim, encoded, decoded, x: Vec::new(), grads }))
     }
+
+    fn pays(&self, _: usize) -> bool {
+        true
+    }
+
+    fn points(&self, points: &[f32], dim: usize) -> Result<Box<dyn DevicePoints>> {
+        Ok(Box::new(HostPoints::new(points, dim, 0)))
+    }
+}
+
+fn here(config: &QuantizerConfig) -> HereToo {
+    HereToo { config: config.clone(), factor: 1.0 }
 }
 
 fn content() -> Vectors {
@@ -120,8 +146,12 @@ fn towers_elsewhere_make_the_same_fit() {
     for config in configs() {
         let digest = |elsewhere: bool| {
             let make = here(&config);
-            let towers: Option<&super::MakeTowers> = if elsewhere { Some(&make) } else { None };
-            let fitted = fit_quantizer_with(&config, &content(), &behavior(), towers, &mut |_| ()).unwrap();
+            let device: Option<&dyn Accelerator> = if elsewhere { Some(&make) } else { None };
+            let fitted = fit_quantizer_with(&config, &content(), &behavior(), device, &mut |_| ()).unwrap();
+            if elsewhere {
+                let (here, there) = (fitted.encode(&content()), fitted.encode_on(&content(), device));
+                assert_eq!(here.unwrap().codes, there.unwrap().codes);
+            }
             fitted.save(dir.path()).unwrap();
             file_digest(&dir.path().join("quantizer.safetensors")).unwrap()
         };
@@ -137,10 +167,7 @@ fn what_is_apart_is_measured() {
         assert!(apart.gradients.iter().all(|(_, gap)| *gap == 0.0));
     }
     let config = &configs()[0];
-    let other = |start: &TowerStart| {
-        let params: Vec<f32> = start.params.iter().map(|w| w * 1.1).collect();
-        here(config)(&TowerStart { params: &params, ..*start })
-    };
+    let other = HereToo { config: config.clone(), factor: 1.1 };
     let apart = towers_apart(config, &content(), &behavior(), 2, &other).unwrap();
     assert!(apart.loss > 0.0 && apart.all_gradients > 0.05 && apart.weights > 1.0, "{apart:?}");
     let refused = fit_quantizer_with(config, &content(), &behavior(), Some(&other), &mut |_| ()).err().unwrap();

@@ -7,14 +7,14 @@ use super::averages::Averages;
 use super::batch::Source;
 use super::config::RqVaeConfig;
 use super::diversity::{Groups, diversity};
-use super::engine::{Engine, MakeTowers};
+use super::engine::Engine;
 use super::estimator::CodebookUpdate;
 use super::optim::AdamW;
 use super::pass::{Shard, Step};
 use super::rqvae::RqVae;
-use crate::cluster::{KmeansConfig, lloyd, squared_norms};
+use crate::cluster::{KmeansConfig, Points, lloyd, squared_norms};
 use crate::quantize::{Behavior, FitProgress, QuantizerConfig, ResidualQuantizer};
-use crate::{Error, Result, SeededRng, SidStats};
+use crate::{Accelerator, Error, Result, SeededRng, SidStats};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -22,22 +22,22 @@ const STAGE: &str = "rqvae";
 const INIT_ITERATIONS: usize = 20;
 
 /// Fits a network to standardised content (items, dim), whose rows come in the order of a hash of their content, as do
-/// those of `behavior`. `make` brings the towers to a device; what that computes is compared with the host before
+/// those of `behavior`. With `device` the towers are computed there; what that computes is compared with the host before
 /// anything is learned from it.
 pub(super) fn fit(
     config: &QuantizerConfig,
     content: &[f32],
     dim: usize,
     behavior: &Behavior,
-    make: Option<&MakeTowers>,
+    device: Option<&dyn Accelerator>,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<RqVae> {
     let options = &config.rqvae;
     let items = content.len() / dim;
     let total = options.epochs_over(items);
-    let mut fitting = Fitting::new(config, content, dim, behavior, make)?;
+    let mut fitting = Fitting::new(config, content, dim, behavior, device)?;
     let mut order: Vec<u32> = (0..items as u32).collect();
-    if make.is_some() {
+    if device.is_some() {
         fitting.agree(&order, options.temperature_at(1, total))?;
     }
     let last_reset = (total as f64 * options.reset_until) as usize;
@@ -46,7 +46,7 @@ pub(super) fn fit(
         order.shuffle(&mut fitting.rng.stream_at("shuffle", done as u64));
         let learning_rate = learning_rate(options, done - 1, total);
         let temperature = options.temperature_at(done, total);
-        let groups = groups(&fitting.model, options, &fitting.rng, done);
+        let groups = groups(&fitting.model, options, &fitting.rng, done)?;
         let mut used = vec![false; fitting.model.codewords()];
         let (mut loss, mut seen) = (0.0, 0);
         for batch in order.chunks(options.batch_size) {
@@ -102,16 +102,16 @@ impl<'a> Fitting<'a> {
         content: &'a [f32],
         dim: usize,
         behavior: &'a Behavior,
-        make: Option<&MakeTowers>,
+        device: Option<&dyn Accelerator>,
     ) -> Result<Self> {
         let rng = SeededRng::new(config.seed);
         let options = &config.rqvae;
         let items = content.len() / dim;
         let source = Source::new(options, config.levels, content, dim, behavior, config.seed)?;
         let mut model = RqVae::new(options, dim, &config.sizes(), &rng)?;
-        init_codebooks(&mut model, config, content, &rng);
+        init_codebooks(&mut model, config, content, &rng)?;
         let largest = options.batch_size.min(items);
-        let engine = Engine::new(&model, source.most_rows(largest), make)?;
+        let engine = Engine::new(&model, source.most_rows(largest), device)?;
         let by_gradient = options.codebook_update == CodebookUpdate::Gradient;
         let book_optim = AdamW::new(if by_gradient { model.codebooks.len() } else { 0 }, 0.0);
         let averages = Averages::new(options.decay, &model.codebooks, options.latent_dim);
@@ -185,12 +185,12 @@ impl<'a> Fitting<'a> {
 }
 
 /// Groups of the codewords of every level, where diversity asks for them.
-fn groups(model: &RqVae, options: &RqVaeConfig, rng: &SeededRng, epoch: usize) -> Option<Vec<Groups>> {
+fn groups(model: &RqVae, options: &RqVaeConfig, rng: &SeededRng, epoch: usize) -> Result<Option<Vec<Groups>>> {
     let of = |level: usize| {
         let seed = rng.key("groups", (epoch as u64) << 8 | level as u64);
         Groups::of(&model.codebooks[model.codebook(level)], options.latent_dim, options.diversity_groups, seed)
     };
-    (options.diversity_weight > 0.0).then(|| (0..model.levels()).map(of).collect())
+    (options.diversity_weight > 0.0).then(|| (0..model.levels()).map(of).collect()).transpose()
 }
 
 /// Loss of diversity over the rows of `shards`, summed and weighted, and its gradient for all codebooks.
@@ -216,7 +216,8 @@ fn learning_rate(options: &RqVaeConfig, epoch: usize, total: usize) -> f32 {
     options.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + (std::f32::consts::PI * fall).cos()))
 }
 
-fn init_codebooks(model: &mut RqVae, config: &QuantizerConfig, content: &[f32], rng: &SeededRng) {
+/// On the host wherever the towers are, so that both begin at the same place.
+fn init_codebooks(model: &mut RqVae, config: &QuantizerConfig, content: &[f32], rng: &SeededRng) -> Result<()> {
     let sizes = config.sizes();
     let largest = sizes.iter().copied().max().unwrap_or(1) as usize;
     let limit = config.rkmeans.items_per_code.max(1).saturating_mul(largest);
@@ -230,11 +231,12 @@ fn init_codebooks(model: &mut RqVae, config: &QuantizerConfig, content: &[f32], 
             tolerance: 1e-3,
             seed: rng.key("codebook", level as u64),
         };
-        let (centroids, _) = lloyd(&residuals, model.latent_dim(), &kmeans);
+        let (centroids, _) = lloyd(&mut Points::here(&residuals, model.latent_dim()), &kmeans)?;
         let range = model.codebook(level);
         model.codebooks[range].copy_from_slice(&centroids);
         residuals = ResidualQuantizer::new(model.latent_dim(), vec![centroids]).quantize(&residuals).1;
     }
+    Ok(())
 }
 
 /// Sets every codeword that no item took to a random one of `residuals`, per level (rows, dim).

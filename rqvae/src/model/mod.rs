@@ -23,7 +23,7 @@ mod towers;
 mod twin;
 
 pub use config::RqVaeConfig;
-pub use engine::{MakeTowers, TowerPlan, TowerStart, Towers};
+pub use engine::{TowerPlan, TowerStart, Towers};
 pub use estimator::{CodebookUpdate, Estimator};
 pub use mlp::TowerLayer;
 pub use quantizer::RqVaeQuantizer;

@@ -1,17 +1,20 @@
 //! A fitted RQ-VAE: content is standardised, encoded, quantised and decoded.
 
 use super::config::RqVaeConfig;
-use super::engine::MakeTowers;
+use super::engine::Remote;
 use super::fit::fit;
 use super::rqvae::RqVae;
 use crate::quantize::{
     Behavior, Encoded, FILE, FORMAT, FitProgress, QuantizerConfig, SidEncoder, VERSION, check_codes, content_order,
 };
-use crate::{Artefact, ArtefactWriter, CodeMatrix, Error, LastLevel, Result, Vectors};
+use crate::{Accelerator, Artefact, ArtefactWriter, CodeMatrix, Error, LastLevel, Result, Vectors};
 use rayon::prelude::*;
 use std::path::Path;
 
 const METHOD: &str = "rqvae";
+
+/// Items that go through the towers of a device at once.
+const ENCODED_AT_ONCE: usize = 8192;
 
 /// An RQ-VAE with the standardisation of its content.
 #[derive(Debug, Clone)]
@@ -25,7 +28,7 @@ pub struct RqVaeQuantizer {
 
 impl RqVaeQuantizer {
     /// Fits `content` (items, dim) and what `behavior` says of the same items. Their order makes no difference. The
-    /// towers are computed by the host, or on the device of `towers`.
+    /// towers are computed by the host, or on `device`.
     ///
     /// # Errors
     /// The configuration is invalid or asks for behaviour that is not there, or there are no items, or a vector is not
@@ -34,7 +37,7 @@ impl RqVaeQuantizer {
         config: &QuantizerConfig,
         content: &Vectors,
         behavior: &Behavior,
-        towers: Option<&MakeTowers>,
+        device: Option<&dyn Accelerator>,
         progress: &mut dyn FnMut(FitProgress),
     ) -> Result<Self> {
         config.validate()?;
@@ -42,7 +45,7 @@ impl RqVaeQuantizer {
         let (mean, deviation) = moments(content, &order);
         let rows = standardized(content, &order, &mean, &deviation);
         behavior.check(content.rows())?;
-        let model = fit(config, &rows, content.dim, &behavior.select(&order), towers, progress)?;
+        let model = fit(config, &rows, content.dim, &behavior.select(&order), device, progress)?;
         let sizes = config.sizes();
         Ok(Self { config: config.rqvae.clone(), sizes, mean, deviation, model })
     }
@@ -96,8 +99,16 @@ impl SidEncoder for RqVaeQuantizer {
         &self.sizes
     }
 
-    fn encode(&self, content: &Vectors) -> Result<Encoded> {
-        let (codes, data) = self.model.round_trip(&self.rows(content)?);
+    fn encode_on(&self, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Encoded> {
+        let (model, rows) = (&self.model, self.rows(content)?);
+        let Some(device) = device else {
+            let (codes, data) = model.round_trip(&rows);
+            return Ok(Encoded::new(codes, self.restore(data), content));
+        };
+        let mut towers = Remote::new(model, ENCODED_AT_ONCE.min(content.rows().max(1)), device)?;
+        let stack = model.quantizer();
+        let (codes, _) = stack.quantize_on(&towers.latents(model, &rows)?, Some(device))?;
+        let data = towers.reconstruct(model, &stack.lookup(&codes))?;
         Ok(Encoded::new(codes, self.restore(data), content))
     }
 

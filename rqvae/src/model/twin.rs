@@ -1,10 +1,10 @@
 //! A device and the host on the same batches: how far apart they are.
 
-use super::engine::{Engine, MakeTowers};
+use super::engine::Engine;
 use super::fit::Fitting;
 use super::quantizer::{moments, standardized};
 use crate::quantize::{Behavior, QuantizerConfig, content_order};
-use crate::{Error, Result, Vectors};
+use crate::{Accelerator, Error, Result, Vectors};
 
 /// Items whose loss and gradients are taken on both sides before training begins on a device.
 const COMPARED: usize = 64;
@@ -28,7 +28,7 @@ pub struct TowersApart {
     pub weights: f64,
 }
 
-/// Takes `steps` steps on `content` (items, dim) and what `behavior` says of it, on the host and on the device of `make`,
+/// Takes `steps` steps on `content` (items, dim) and what `behavior` says of it, on the host and on `device`,
 /// each from the same start on the same batches.
 ///
 /// # Errors
@@ -38,7 +38,7 @@ pub fn towers_apart(
     content: &Vectors,
     behavior: &Behavior,
     steps: usize,
-    make: &MakeTowers,
+    device: &dyn Accelerator,
 ) -> Result<TowersApart> {
     config.validate()?;
     let order = content_order(content)?;
@@ -46,8 +46,8 @@ pub fn towers_apart(
     let rows = standardized(content, &order, &mean, &deviation);
     behavior.check(content.rows())?;
     let behavior = behavior.select(&order);
-    let new = |make| Fitting::new(config, &rows, content.dim, &behavior, make);
-    let (mut host, mut device) = (new(None)?, new(Some(make))?);
+    let new = |device| Fitting::new(config, &rows, content.dim, &behavior, device);
+    let (mut host, mut device) = (new(None)?, new(Some(device))?);
     let start = host.model.params.clone();
     let options = &config.rqvae;
     let items: Vec<u32> = (0..content.rows() as u32).collect();

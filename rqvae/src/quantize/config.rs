@@ -4,8 +4,8 @@ use super::{Behavior, FILE, FORMAT, Lsh, RandomIds, SidEncoder, VERSION, Vectors
 use crate::cluster::{
     HierarchicalKmeans, HierarchicalKmeansConfig, Opq, OpqConfig, ResidualKmeans, ResidualKmeansConfig,
 };
-use crate::model::{MakeTowers, RqVaeConfig, RqVaeQuantizer};
-use crate::{Artefact, Error, MAX_CODES, Result};
+use crate::model::{RqVaeConfig, RqVaeQuantizer};
+use crate::{Accelerator, Artefact, Error, MAX_CODES, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -145,8 +145,8 @@ pub fn fit_quantizer(
 }
 
 /// As [`fit_quantizer`] with what `behavior` says of the same items, which the RQ-VAE listens to where its
-/// configuration gives that a weight. With `towers` the RQ-VAE's towers are trained on a device; other methods make no
-/// use of it.
+/// configuration gives that a weight. With `device` the towers of the RQ-VAE are trained there, and other methods search
+/// for nearest codewords there.
 ///
 /// # Errors
 /// As [`fit_quantizer`]; the configuration asks for what `behavior` does not say; the device fails, or does not compute
@@ -155,15 +155,15 @@ pub fn fit_quantizer_with(
     cfg: &QuantizerConfig,
     content: &Vectors,
     behavior: &Behavior,
-    towers: Option<&MakeTowers>,
+    device: Option<&dyn Accelerator>,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<Box<dyn SidEncoder>> {
     Ok(match cfg.method {
-        Method::RqVae => Box::new(RqVaeQuantizer::fit(cfg, content, behavior, towers, progress)?),
-        Method::ResidualKmeans | Method::Balanced => Box::new(ResidualKmeans::fit(cfg, content, progress)?),
-        Method::HierarchicalKmeans => Box::new(HierarchicalKmeans::fit(cfg, content, progress)?),
-        Method::Opq => Box::new(Opq::fit(cfg, content, progress)?),
-        Method::Lsh => Box::new(Lsh::fit(cfg, content)?),
+        Method::RqVae => Box::new(RqVaeQuantizer::fit(cfg, content, behavior, device, progress)?),
+        Method::ResidualKmeans | Method::Balanced => Box::new(ResidualKmeans::fit(cfg, content, device, progress)?),
+        Method::HierarchicalKmeans => Box::new(HierarchicalKmeans::fit(cfg, content, device, progress)?),
+        Method::Opq => Box::new(Opq::fit(cfg, content, device, progress)?),
+        Method::Lsh => Box::new(Lsh::fit(cfg, content, device)?),
         Method::Random => Box::new(RandomIds::fit(cfg, content)?),
     })
 }

@@ -5,8 +5,8 @@
 //! Deviations: content is centred first. The reconstruction, for reports alone, is the sum of mean residuals of codes.
 
 use super::{Encoded, FILE, FORMAT, QuantizerConfig, ResidualQuantizer, SidEncoder, VERSION, Vectors, content_order};
-use crate::cluster::Centered;
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng};
+use crate::cluster::{Centered, at_once};
+use crate::{Accelerator, Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng};
 use rand::Rng;
 use rayon::prelude::*;
 use std::path::Path;
@@ -24,12 +24,12 @@ pub struct Lsh {
 }
 
 impl Lsh {
-    /// Draws hyperplanes through the mean of `content` (items, dim).
+    /// Draws hyperplanes through the mean of `content` (items, dim); products are taken on `device` where there is one.
     ///
     /// # Errors
     /// The configuration is invalid or its codebook size no power of two, or there are no items, or a vector is not
-    /// finite.
-    pub fn fit(config: &QuantizerConfig, content: &Vectors) -> Result<Self> {
+    /// finite, or the device fails.
+    pub fn fit(config: &QuantizerConfig, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Self> {
         config.validate()?;
         let order = content_order(content)?;
         let centered = Centered::fit(content, &order);
@@ -40,22 +40,35 @@ impl Lsh {
         let decoder = ResidualQuantizer::new(content.dim, Vec::new());
         let mut lsh = Self { sizes, centered, planes, decoder };
         let points = lsh.centered.points(content, &order);
-        let codes = lsh.codes(&points);
+        let codes = lsh.codes(&points, device)?;
         lsh.decoder = ResidualQuantizer::of_means(&points, content.dim, &codes, &lsh.sizes);
         Ok(lsh)
     }
 
-    fn codes(&self, points: &[f32]) -> CodeMatrix {
+    fn codes(&self, points: &[f32], device: Option<&dyn Accelerator>) -> Result<CodeMatrix> {
         let (dim, levels) = (self.centered.dim(), self.sizes.len());
         let bits = self.sizes[0].trailing_zeros() as usize;
         let mut flat: Vec<Code> = vec![0; points.len() / dim * levels];
-        flat.par_chunks_exact_mut(levels).zip(points.par_chunks_exact(dim)).for_each(|(codes, point)| {
-            for (bit, plane) in self.planes.chunks_exact(dim).enumerate() {
-                let dot: f32 = plane.iter().zip(point).map(|(a, b)| a * b).sum();
-                codes[bit / bits] |= Code::from(dot > 0.0) << (bit % bits);
+        let code = |codes: &mut [Code], bit: usize, dot: f32| {
+            codes[bit / bits] |= Code::from(dot > 0.0) << (bit % bits);
+        };
+        if let Some(device) = device {
+            let rows = at_once(dim);
+            for (flat, points) in flat.chunks_mut(rows * levels).zip(points.chunks(rows * dim)) {
+                let mut products = vec![0.0; points.len() / dim * bits * levels];
+                device.points(points, dim)?.dots(&self.planes, &mut products)?;
+                for (codes, dots) in flat.chunks_exact_mut(levels).zip(products.chunks_exact(bits * levels)) {
+                    dots.iter().enumerate().for_each(|(bit, &dot)| code(codes, bit, dot));
+                }
             }
-        });
-        CodeMatrix::new(levels, flat).expect("one code per level was made for each item")
+        } else {
+            flat.par_chunks_exact_mut(levels).zip(points.par_chunks_exact(dim)).for_each(|(codes, point)| {
+                for (bit, plane) in self.planes.chunks_exact(dim).enumerate() {
+                    code(codes, bit, plane.iter().zip(point).map(|(a, b)| a * b).sum());
+                }
+            });
+        }
+        CodeMatrix::new(levels, flat)
     }
 
     pub(crate) fn load(artefact: &Artefact) -> Result<Self> {
@@ -78,8 +91,8 @@ impl SidEncoder for Lsh {
         &self.sizes
     }
 
-    fn encode(&self, content: &Vectors) -> Result<Encoded> {
-        let codes = self.codes(&self.centered.all(content)?);
+    fn encode_on(&self, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Encoded> {
+        let codes = self.codes(&self.centered.all(content)?, device)?;
         let reconstruction = self.centered.restore(self.decoder.lookup(&codes));
         Ok(Encoded::new(codes, reconstruction, content))
     }
@@ -113,11 +126,11 @@ mod tests {
     fn opposite_points_have_opposite_bits() {
         let content = Vectors::new(2, vec![1.0, 2.0, -1.0, -2.0, 2.0, 4.0, -2.0, -4.0]).unwrap();
         let config = QuantizerConfig { levels: 2, codebook_size: 16, ..QuantizerConfig::default() };
-        let codes = Lsh::fit(&config, &content).unwrap().encode(&content).unwrap().codes;
+        let codes = Lsh::fit(&config, &content, None).unwrap().encode(&content).unwrap().codes;
         assert_eq!(codes.row(0), codes.row(2), "only the direction counts");
         assert!(codes.row(0).iter().zip(codes.row(1)).all(|(a, b)| a ^ b == 15));
         let odd = QuantizerConfig { codebook_size: 10, method: super::super::Method::Lsh, ..config };
-        assert!(Lsh::fit(&odd, &content).is_err());
+        assert!(Lsh::fit(&odd, &content, None).is_err());
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) use residual::{ResidualQuantizer, unit};
 pub use vectors::Vectors;
 pub(crate) use vectors::content_order;
 
-use crate::{CodeMatrix, Error, LastLevel, Result};
+use crate::{Accelerator, CodeMatrix, Error, LastLevel, Result};
 use std::path::Path;
 
 pub(crate) const FILE: &str = "quantizer.safetensors";
@@ -34,7 +34,12 @@ pub trait SidEncoder: Send + Sync {
     fn codebook_sizes(&self) -> &[u32];
 
     /// Codes of `content` (items, dim): always one per level, (items, levels). Each row is encoded on its own.
-    fn encode(&self, content: &Vectors) -> Result<Encoded>;
+    fn encode(&self, content: &Vectors) -> Result<Encoded> {
+        self.encode_on(content, None)
+    }
+
+    /// As [`SidEncoder::encode`], with the arithmetic done on `device` where there is one.
+    fn encode_on(&self, content: &Vectors, device: Option<&dyn Accelerator>) -> Result<Encoded>;
 
     /// What the last level chooses from for `content` (items, dim); `None` for methods whose last code is not the
     /// nearest of some codewords.

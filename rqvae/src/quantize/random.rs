@@ -1,7 +1,7 @@
 //! Codes that say nothing about the content: the control that shows what semantics are worth.
 
 use super::{Encoded, FILE, FORMAT, QuantizerConfig, SidEncoder, VERSION, Vectors, content_order};
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, mix};
+use crate::{Accelerator, Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, mix};
 use std::path::Path;
 
 const METHOD: &str = "random";
@@ -62,8 +62,8 @@ impl SidEncoder for RandomIds {
         &self.sizes
     }
 
-    /// By the hash of the content, as no ids are known here; see [`RandomIds::codes`] for items of equal content.
-    fn encode(&self, content: &Vectors) -> Result<Encoded> {
+    /// By the hash of the content, which takes no arithmetic worth a device, as no ids are known here; see [`RandomIds::codes`] for items of equal content.
+    fn encode_on(&self, content: &Vectors, _: Option<&dyn Accelerator>) -> Result<Encoded> {
         content.check()?;
         if content.dim != self.mean.len() {
             return Err(Error::shape("content vectors", format!("width {}", self.mean.len()), content.dim));

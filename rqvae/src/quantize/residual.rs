@@ -3,8 +3,8 @@
 //! Shapes: points (items, dim) -> codes (items, levels), residuals (items, dim).
 //! Paper: Zeghidour et al. 2021 (SoundStream), alg. 1; for items Rajput et al. 2023 (TIGER), sec. 3.1.
 
-use crate::cluster::{BLOCK, nearest_in_block, squared_norms};
-use crate::{Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result};
+use crate::cluster::{BLOCK, agree, ask, at_once, nearest_in_block, squared_norms};
+use crate::{Accelerator, Artefact, ArtefactWriter, Code, CodeMatrix, Error, LastLevel, MAX_CODES, Result};
 use rayon::prelude::*;
 
 /// Codebooks, coarse to fine.
@@ -95,6 +95,43 @@ impl ResidualQuantizer {
             },
         );
         (CodeMatrix::new(levels, flat).expect("one code per level was made for each item"), residuals)
+    }
+
+    /// As [`Self::quantize`], on `device` where there is one.
+    ///
+    /// # Errors
+    /// The device fails, or does not choose as the host does.
+    pub(crate) fn quantize_on(
+        &self,
+        points: &[f32],
+        device: Option<&dyn Accelerator>,
+    ) -> Result<(CodeMatrix, Vec<f32>)> {
+        let Some(device) = device else { return Ok(self.quantize(points)) };
+        let (dim, levels) = (self.dim, self.codebooks.len());
+        let (mut flat, mut residuals) = (vec![0; points.len() / dim * levels], vec![0.0; points.len()]);
+        let at_once = at_once(dim);
+        let parts = points.chunks(at_once * dim).zip(residuals.chunks_mut(at_once * dim));
+        for (flat, (points, residuals)) in flat.chunks_mut(at_once * levels).zip(parts) {
+            let mut held = device.points(points, dim)?;
+            let mut column: Vec<Code> = vec![0; points.len() / dim];
+            // The first few are followed by the host.
+            let mut followed = points[..points.len().min(BLOCK * dim)].to_vec();
+            for (level, (codebook, norms)) in self.codebooks.iter().zip(&self.norms).enumerate() {
+                if self.normalize {
+                    held.unit()?;
+                    followed.chunks_exact_mut(dim).for_each(unit);
+                }
+                ask(held.as_mut(), codebook, norms, &mut column)?;
+                agree(&followed, dim, codebook, norms, &column)?;
+                held.subtract()?;
+                for (residual, &code) in followed.chunks_exact_mut(dim).zip(&column) {
+                    subtract(residual, &codebook[usize::from(code) * dim..][..dim]);
+                }
+                flat.chunks_exact_mut(levels).zip(&column).for_each(|(row, &code)| row[level] = code);
+            }
+            held.read(residuals)?;
+        }
+        Ok((CodeMatrix::new(levels, flat)?, residuals))
     }
 
     /// What the last level chooses from for `points` (items, dim).

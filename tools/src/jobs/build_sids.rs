@@ -7,7 +7,7 @@ use crate::progress::Stage;
 use crate::table::{ItemKeys, Items, read_vectors};
 use anyhow::Result;
 use beam::Trie;
-use beam::cuda::{Device, towers_on};
+use beam::cuda::{Device, accelerator};
 use rqvae::{
     Behavior, CodeMatrix, CollisionPolicy, Encoded, FitProgress, ItemIdx, QuantizerConfig, Reassignment, SidEncoder,
     SidStats, SidTable, Vectors, fit_quantizer_with, reassign, resolve,
@@ -207,11 +207,11 @@ pub struct Fit {
     pub policy: Policy,
     /// What histories say of the items.
     pub behavior: Behavior,
-    /// Where an RQ-VAE is trained, `None` for the processor.
+    /// Where the quantiser is fitted and encodes, `None` for the processor.
     pub device: Option<Arc<dyn Device>>,
 }
 
-/// Fits a quantiser to `content` and what `behavior` says of it, the towers of an RQ-VAE on `device` where there is one.
+/// Fits a quantiser to `content` and what `behavior` says of it, on `device` where there is one.
 pub(super) fn fit(
     config: &QuantizerConfig,
     content: &Vectors,
@@ -221,14 +221,32 @@ pub(super) fn fit(
 ) -> Result<Box<dyn SidEncoder>> {
     let fitted = match device {
         None => fit_quantizer_with(config, content, behavior, None, progress),
-        Some(device) => fit_quantizer_with(config, content, behavior, Some(&towers_on(device)), progress),
+        Some(device) => fit_quantizer_with(config, content, behavior, Some(&accelerator(device)), progress),
     };
-    fitted.map_err(|error| match error {
+    fitted.map_err(distrusted)
+}
+
+/// Codes of `content`, found on `device` where there is one.
+pub(super) fn encode(
+    quantizer: &dyn SidEncoder,
+    content: &Vectors,
+    device: Option<&Arc<dyn Device>>,
+) -> Result<Encoded> {
+    let encoded = match device {
+        None => quantizer.encode(content),
+        Some(device) => quantizer.encode_on(content, Some(&accelerator(device))),
+    };
+    encoded.map_err(distrusted)
+}
+
+/// An error, with what helps where a device computes something else than the processor.
+fn distrusted(error: rqvae::Error) -> anyhow::Error {
+    match error {
         rqvae::Error::Disagreement { .. } => {
-            fault(Fault::Usage, format!("{error}: not fitted; --device cpu fits on the processor"))
+            fault(Fault::Usage, format!("{error}: nothing is built; --device cpu uses the processor"))
         }
         error => error.into(),
-    })
+    }
 }
 
 /// Fits the quantiser on the items that `fit_on` chooses, and on what histories say of them, and gives every item an ID.
@@ -252,7 +270,7 @@ pub fn build_with(
     })?;
     let fit_seconds = began.elapsed().as_secs_f64();
     let began = Instant::now();
-    let encoded: Encoded = quantizer.encode(content)?;
+    let encoded = encode(quantizer.as_ref(), content, device.as_ref())?;
     let encode_seconds = began.elapsed().as_secs_f64();
     let (sids, collisions) = policy.resolve(quantizer.as_ref(), content, &encoded, &items.keys)?;
     let trie = Trie::build(&sids)?;

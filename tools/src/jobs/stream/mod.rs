@@ -34,7 +34,7 @@ use crate::report::TokenizerReport;
 use crate::table::{ItemStream, ReadOptions, SidsMeta};
 use anyhow::Result;
 use beam::cuda::Device;
-use parts::{Sizes, Summary, list_path, run_path};
+use parts::{Encoders, Sizes, Summary, list_path, run_path};
 use plan::{Fitted, Workplace};
 use rqvae::{Behavior, QuantizerConfig, SidEncoder, SidSpec, Vectors, file_digest, suffix_room};
 use sample::Sample;
@@ -57,7 +57,7 @@ pub struct StreamJob<'a> {
     pub encoder: Option<&'a str>,
     /// The quantiser.
     pub quantizer: &'a QuantizerConfig,
-    /// Where an RQ-VAE is trained, `None` for the processor.
+    /// Where the quantiser is fitted and encodes, `None` for the processor.
     pub device: Option<&'a Arc<dyn Device>>,
     /// Most items that quantiser and encoder are fitted on.
     pub fit_items: usize,
@@ -101,7 +101,8 @@ pub fn build(job: &StreamJob, interrupt: Option<&Interrupt>) -> Result<ShardsMan
         if stream.has_vectors() { None } else { Some(Encoder::reopen(&place.dir.join("encoder"), job.encoder)?) };
     let content = encoder.as_ref().map(Encoder::content);
     let began = Instant::now();
-    let parts = parts::encode(&place, &stream, (content, quantizer.as_ref()), &fitted, sizes, &stopped)?;
+    let how = Encoders { content, quantizer: quantizer.as_ref(), device: job.device };
+    let parts = parts::encode(&place, &stream, &how, &fitted, sizes, &stopped)?;
     let encoded = began.elapsed().as_secs_f64();
 
     let sum = |of: &dyn Fn(&Summary) -> u64| parts.iter().map(of).sum::<u64>();

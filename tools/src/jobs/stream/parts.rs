@@ -1,5 +1,6 @@
 //! Encoding, part by part: each leaves a sorted run, a list of ids, and then its summary, which makes it count.
 
+use super::super::build_sids;
 use super::merge::MAX_RUNS;
 use super::plan::{Fitted, Workplace};
 use super::run_file::{IdRecord, Record, write};
@@ -7,10 +8,12 @@ use crate::error::{Fault, fault};
 use crate::progress::Stage;
 use crate::table::{BatchContent, ItemBatch, ItemStream, is_integer, tie_hash};
 use anyhow::Result;
+use beam::cuda::Device;
 use rayon::prelude::*;
 use rqvae::{Code, ContentEncoder, Encoded, SemanticId, SidEncoder, Vectors};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
@@ -65,6 +68,15 @@ impl Sizes {
     }
 }
 
+/// What makes codes of items.
+pub(super) struct Encoders<'a> {
+    /// Of texts, where there are no vectors.
+    pub(super) content: Option<&'a dyn ContentEncoder>,
+    pub(super) quantizer: &'a dyn SidEncoder,
+    /// Where the quantiser computes, `None` for the processor.
+    pub(super) device: Option<&'a Arc<dyn Device>>,
+}
+
 /// Items of the part at hand.
 #[derive(Default)]
 struct Part {
@@ -84,7 +96,7 @@ struct Part {
 pub(super) fn encode(
     place: &Workplace,
     stream: &ItemStream,
-    (content, quantizer): (Option<&dyn ContentEncoder>, &dyn SidEncoder),
+    how: &Encoders,
     fitted: &Fitted,
     sizes: Sizes,
     stopped: &dyn Fn() -> Result<()>,
@@ -116,14 +128,14 @@ pub(super) fn encode(
             for word in &receive {
                 stopped()?;
                 let Some(batch) = word else {
-                    done.push(std::mem::take(&mut part).write(place, done.len(), quantizer, true)?);
+                    done.push(std::mem::take(&mut part).write(place, done.len(), how.quantizer, true)?);
                     break;
                 };
                 rows += batch.rows;
-                part.add(batch, content, quantizer, fitted)?;
+                part.add(batch, how, fitted)?;
                 batches += 1;
                 if batches == sizes.batches_per_part {
-                    done.push(std::mem::take(&mut part).write(place, done.len(), quantizer, false)?);
+                    done.push(std::mem::take(&mut part).write(place, done.len(), how.quantizer, false)?);
                     batches = 0;
                 }
                 let rate = (rows - from) as f64 / began.elapsed().as_secs_f64().max(1e-9);
@@ -142,13 +154,7 @@ pub(super) fn encode(
 }
 
 impl Part {
-    fn add(
-        &mut self,
-        batch: ItemBatch,
-        content: Option<&dyn ContentEncoder>,
-        quantizer: &dyn SidEncoder,
-        fitted: &Fitted,
-    ) -> Result<()> {
+    fn add(&mut self, batch: ItemBatch, how: &Encoders, fitted: &Fitted) -> Result<()> {
         let summary = &mut self.summary;
         summary.rows += batch.rows;
         summary.rejected += batch.rejected;
@@ -157,16 +163,16 @@ impl Part {
         if batch.keys.is_empty() {
             return Ok(());
         }
-        let vectors = match (batch.content, content) {
+        let vectors = match (batch.content, how.content) {
             (BatchContent::Vectors(dim, data), _) => Vectors::new(dim, data)?,
             (BatchContent::Texts(texts), Some(encoder)) => encoder.encode(&texts, &mut |_| ())?,
             (BatchContent::Texts(_), None) => return Err(fault(Fault::Usage, "texts need an encoder")),
         };
         let began = Instant::now();
-        let encoded = quantizer.encode(&vectors)?;
+        let encoded = build_sids::encode(how.quantizer, &vectors, how.device)?;
         summary.encode_seconds += began.elapsed().as_secs_f64();
         summary.items += batch.keys.len() as u64;
-        summary.measure(&vectors, &encoded, quantizer.codebook_sizes(), &fitted.mean);
+        summary.measure(&vectors, &encoded, how.quantizer.codebook_sizes(), &fitted.mean);
         self.codes.extend_from_slice(encoded.codes.flat());
         self.ties.par_extend(batch.keys.par_iter().map(|key| tie_hash(key)));
         self.digests.par_extend((0..vectors.rows()).into_par_iter().map(|row| vectors.digest(row)));

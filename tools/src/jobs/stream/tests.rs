@@ -156,7 +156,15 @@ fn stop_at(job: &StreamJob, building: &Path, gone: &str) {
     let sizes = Sizes::of(job.shard_items);
     let fitted = fit(job, &place, &stream, sizes, &|| Ok(())).unwrap();
     let quantizer = rqvae::load_quantizer(&building.join("quantizer")).unwrap();
-    let parts = parts::encode(&place, &stream, (None, quantizer.as_ref()), &fitted, sizes, &|| Ok(())).unwrap();
+    let parts = parts::encode(
+        &place,
+        &stream,
+        &parts::Encoders { content: None, quantizer: quantizer.as_ref(), device: None },
+        &fitted,
+        sizes,
+        &|| Ok(()),
+    )
+    .unwrap();
     let after = |name: &str| {
         let _ = fs::remove_file(building.join(name));
     };

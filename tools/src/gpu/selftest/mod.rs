@@ -1,17 +1,16 @@
 //! `sidrec gpu-selftest`: kernels compiled, twins compared, the workloads timed, within a budget of time.
 
+mod quantizers;
+
 use super::{compiler, gpu};
 use crate::error::{Fault, fault};
 use anyhow::{Result, anyhow};
 use beam::cuda::{
-    Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, TRAIN_UNITS, UNITS, Unit, towers_on, twin,
+    Device, DeviceIndex, EmbedArgs, Gpu, Launch, Memory, Numbers, Program, TRAIN_UNITS, UNITS, Unit, twin,
 };
 use beam::{BeamConfig, Hypothesis, LiveMask, ScoreMode, Trie};
 use candle_core::Tensor;
-use rqvae::{
-    AdamWConfig, Behavior, Code, ItemIdx, Mode, QuantizerConfig, RqVaeConfig, SeededRng, SidSpec, SidTable, StepKeys,
-    TowerLayer, TowerPlan, TowerStart, Vectors, mix, towers_apart,
-};
+use rqvae::{AdamWConfig, Code, ItemIdx, Mode, SeededRng, SidSpec, SidTable, StepKeys, mix};
 use seqmodel::cuda::{DeviceBatch, DeviceGenerator, DeviceLearner, DeviceTrainer};
 use seqmodel::data::Window;
 use seqmodel::nn::Parameters;
@@ -94,14 +93,16 @@ pub fn self_test(budget: Duration) -> Result<SelfTest> {
     test.model_twins(&device);
     test.guided_twins(&device);
     test.training_twins(&device);
+    test.quantizer_twins(&device);
     type Bench = fn(&mut SelfTest, &Gpu) -> Result<()>;
-    let benches: [(&str, Bench); 7] = [
+    let benches: [(&str, Bench); 8] = [
         ("graph node", SelfTest::nodes),
         ("copies", SelfTest::copies),
         ("selection, 1M x 8 x 2048", |test, gpu| test.selection(gpu, 1_000_000)),
         ("TIGER", SelfTest::tiger),
         ("training of TIGER", SelfTest::training),
         ("training of the RQ-VAE", SelfTest::towers),
+        ("nearest codewords", SelfTest::nearest),
         ("selection, 20M x 8 x 2048", |test, gpu| test.selection(gpu, 20_000_000)),
     ];
     for (name, bench) in benches {
@@ -250,10 +251,6 @@ impl SelfTest {
             };
             self.note(&format!("training step of rqt in {numbers}"), rqt());
         }
-        for sources in [vec![], vec![200, 100]] {
-            let name = format!("training step of the RQ-VAE in f32, {} sources", sources.len().max(1));
-            self.note(&name, tower_twin(device, sources, 1e-3));
-        }
     }
 
     /// Steps of TIGER's size, batch 256.
@@ -268,43 +265,6 @@ impl SelfTest {
             let keys = StepKeys::new(&SeededRng::new(4), at as u64);
             trainer.gradients(vec![(1.0, DeviceBatch::Tiger(model.prepare(&rows)))], &keys)?;
             trainer.update(1e-3, at as u64)?;
-            Ok(gpu.wait()?)
-        })?;
-        Ok(())
-    }
-
-    /// Steps of the towers of an RQ-VAE of TIGER's size on vectors of 768 numbers, without the choice of codes.
-    fn towers(&mut self, gpu: &Gpu) -> Result<()> {
-        const ROWS: usize = 1024;
-        let device: Arc<dyn Device> = Arc::new(gpu.clone());
-        let mut parameters = 0;
-        let mut layers = |widths: &[usize]| -> Vec<TowerLayer> {
-            let mut place = |size: usize| {
-                parameters += size;
-                parameters - size
-            };
-            let layer = |w: &[usize]| {
-                let (weight, bias) = (place(w[0] * w[1]), place(w[1]));
-                TowerLayer { input: w[0], output: w[1], weight, bias }
-            };
-            widths.windows(2).map(layer).collect()
-        };
-        let (encoder, decoder) = (layers(&[768, 512, 256, 128, 32]), layers(&[32, 128, 256, 512, 768]));
-        let (encoders, decoders) = (vec![encoder], vec![decoder]);
-        let plan = TowerPlan { widths: vec![768], latent_dim: 32, encoders, fuse: None, decoders, parameters };
-        let numbers = |seed: u64, count: usize, by: f32| -> Vec<f32> {
-            (0..count).map(|at| ((draw(seed, at as u64) % 2001) as f32 / 1000.0 - 1.0) * by).collect()
-        };
-        let (params, x) = (numbers(6, parameters, 0.05), numbers(7, ROWS * 768, 1.0));
-        let adamw = AdamWConfig::default();
-        let mut towers = towers_on(&device)(&TowerStart { plan: &plan, params: &params, rows: ROWS, adamw })?;
-        let (mut latents, mut flow) = (Vec::new(), Vec::new());
-        let about = json!({"model": "rqvae", "batch": ROWS, "parameters": parameters});
-        self.time("towers", &about, ROWS as f64, |_| {
-            towers.encode(&x, &mut latents)?;
-            towers.decode(&latents, 1.0 / ROWS as f32, &mut flow)?;
-            towers.back(&flow)?;
-            towers.update(1e-3)?;
             Ok(gpu.wait()?)
         })?;
         Ok(())
@@ -460,20 +420,6 @@ fn step_twin(
     // No number is not fine either.
     let fine = of_loss <= allowed && of_grads <= allowed;
     Ok((!fine).then(|| format!("loss {of_loss:.1e} and gradients {of_grads:.1e} off, {allowed} is allowed")))
-}
-
-/// How far loss, gradients and weights of four steps of an RQ-VAE are from the processor's, where that is more than
-/// `allowed`; weights may be twenty times as far, since one item that takes another code moves them by a thousandth.
-fn tower_twin(device: &Arc<dyn Device>, sources: Vec<usize>, allowed: f64) -> Result<Option<String>> {
-    let rqvae = RqVaeConfig { sources, ..RqVaeConfig::default() };
-    let config = QuantizerConfig { codebook_size: 32, rqvae, ..QuantizerConfig::default() };
-    let content = (0..2000 * 300).map(|at| (draw(5, at) % 2001) as f32 / 1000.0 - 1.0).collect();
-    let content = Vectors::new(300, content)?;
-    let apart = towers_apart(&config, &content, &Behavior::default(), 4, &towers_on(device))?;
-    let (loss, gradients, weights) = (apart.loss, apart.all_gradients, apart.weights);
-    // No number is not fine either.
-    let fine = loss <= allowed && gradients <= allowed && weights <= 20.0 * allowed;
-    Ok((!fine).then(|| format!("loss {loss:.1e}, gradients {gradients:.1e}, weights {weights:.1e} off")))
 }
 
 /// An RQ-Transformer that reads long histories, looks back and draws its negatives, and its parameters and IDs.
