@@ -20,8 +20,12 @@ export LD_LIBRARY_PATH
     date -u; cat commit; nvidia-smi; ldd --version | head -1; ldd ./sidrec; echo "$LD_LIBRARY_PATH" | tr : '\n'
 } > "$out/machine.txt" 2>&1
 
-timeout "$(left)" ./sidrec gpu-selftest --time-limit $(($(left) * 2 / 3)) > "$out/selftest.json" 2> "$out/selftest.log"
+timeout "$(left)" ./sidrec gpu-selftest --time-limit $(($(left) / 2)) > "$out/selftest.json" 2> "$out/selftest.log"
 echo "self-test: exit code $?" | tee -a "$out/summary.txt"
+# The same with large products by cuBLASLt, of decoding too.
+SIDREC_CUBLASLT= timeout "$(left)" ./sidrec gpu-selftest --time-limit $(($(left) / 5)) \
+    > "$out/selftest-cublaslt.json" 2> "$out/selftest-cublaslt.log"
+echo "self-test by cuBLASLt: exit code $?" | tee -a "$out/summary.txt"
 
 if command -v compute-sanitizer > /dev/null && [ "$(left)" -gt 60 ]; then
     for tool in memcheck racecheck; do

@@ -1,9 +1,10 @@
-//! Large products by cuBLASLt instead of `matmul.cu`, where somebody asks for it: it is another's code, which the emulator
-//! cannot run, and it is not known yet where it is faster.
+//! Large products by cuBLASLt instead of `train/matmul.cu` and `product.cu`, where somebody asks for it: it is another's
+//! code, which the emulator cannot run, and it is not known yet where it is faster.
 //!
 //! cuBLASLt counts columns first. What it takes for a matrix is our transpose, so `C = A B^T` becomes `C' = B A'` of what
 //! it sees, and a side whose inputs lie next to each other is one that it must turn around.
 
+use super::args::{ADD, FLOATS, HEADS, NORM, ProductArgs, RELU};
 use super::kernels::Numbers;
 use super::libraries::find_cublaslt;
 use super::train::{MatmulArgs, ON_TOP};
@@ -43,7 +44,13 @@ struct Side {
 /// All that a plan depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
+    /// What is multiplied.
     numbers: Numbers,
+    /// What both sides hold in memory, and the result.
+    inputs: Numbers,
+    outputs: Numbers,
+    /// Negative results become 0.
+    relu: bool,
     left: Side,
     right: Side,
     out: Side,
@@ -78,6 +85,43 @@ macro_rules! blas {
     }};
 }
 
+/// A product that cuBLASLt can be asked for: what it is of, and where its sides and its result lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Product {
+    shape: Shape,
+    at: [u64; 3],
+    on_top: bool,
+}
+
+impl Product {
+    /// One of `train_matmul`, all parts of its sum at once; `None` where it is small, or lies otherwise.
+    pub(super) fn training(numbers: Numbers, args: &MatmulArgs) -> Option<Self> {
+        // Numbers in memory have 32 bits either way; bfloat16 is what they become on their way to the tensor cores.
+        Self::new(numbers, [Numbers::F32; 2], false, args)
+    }
+
+    /// One of `product.cu` with no norm in front and one plain matrix behind; `None` where it is small or another.
+    pub(super) fn plain(numbers: Numbers, args: &ProductArgs) -> Option<Self> {
+        if args.flags & (NORM | HEADS) > 0 || args.row_ids != 0 || args.split != args.cols {
+            return None;
+        }
+        let (a, b) = (MatmulArgs { a: args.x, a_row: args.ldx, a_col: 1, m: args.rows, ..MatmulArgs::default() }, args);
+        let flags = if args.flags & ADD > 0 { ON_TOP } else { 0 };
+        let by = MatmulArgs { b: b.w, b_row: b.ldw, b_col: 1, n: b.cols, k: b.inputs, c: b.y0, ldc: b.ld0, flags, ..a };
+        let outputs = if args.flags & (ADD | FLOATS) > 0 { Numbers::F32 } else { numbers };
+        Self::new(numbers, [numbers, outputs], args.flags & RELU > 0, &by)
+    }
+
+    fn new(numbers: Numbers, [inputs, outputs]: [Numbers; 2], relu: bool, args: &MatmulArgs) -> Option<Self> {
+        let work = u64::from(args.m) * u64::from(args.n) * u64::from(args.k);
+        let [left, right, out] = sides(args).filter(|_| work >= LARGE)?;
+        let at = [args.b, args.a, args.c];
+        let aligned = at.map(|address| 1u32 << address.trailing_zeros().min(8));
+        let shape = Shape { numbers, inputs, outputs, relu, left, right, out, aligned };
+        Some(Self { shape, at, on_top: args.flags & ON_TOP > 0 })
+    }
+}
+
 /// The two sides of a product in their order there, and the result.
 fn sides(args: &MatmulArgs) -> Option<[Side; 3]> {
     let side = |count: u32, row: u32, col: u32| match (row, col) {
@@ -107,23 +151,18 @@ impl Blas {
     }
 
     /// Computes a product on `stream`; `false` where it is better left to the kernel.
-    pub(super) fn product(&self, numbers: Numbers, args: &MatmulArgs, stream: *mut c_void) -> Result<bool> {
-        let work = u64::from(args.m) * u64::from(args.n) * u64::from(args.k);
-        let Some([left, right, out]) = sides(args).filter(|_| work >= LARGE) else { return Ok(false) };
-        let aligned = [args.b, args.a, args.c].map(|address| 1u32 << address.trailing_zeros().min(8));
-        let shape = Shape { numbers, left, right, out, aligned };
-        let Some(plan) = self.plan(shape)? else { return Ok(false) };
-        let (one, beta) = (1f32, if args.flags & ON_TOP == 0 { 0f32 } else { 1f32 });
+    pub(super) fn product(&self, product: &Product, stream: *mut c_void) -> Result<bool> {
+        let Some(plan) = self.plan(product.shape)? else { return Ok(false) };
+        let (one, beta) = (1f32, if product.on_top { 1f32 } else { 0f32 });
         let number = |number: &f32| (&raw const *number).cast::<c_void>();
-        let at = |address: u64| address as *mut c_void;
-        let c = at(args.c);
+        let [left, right, c] = product.at.map(|address| address as *mut c_void);
         blas!(cublasLtMatmul(
             self.handle,
             plan.desc,
             number(&one),
-            at(args.b).cast_const(),
+            left.cast_const(),
             plan.left,
-            at(args.a).cast_const(),
+            right.cast_const(),
             plan.right,
             number(&beta),
             c.cast_const(),
@@ -131,7 +170,7 @@ impl Blas {
             c,
             plan.out,
             &raw const plan.choice.algo,
-            at(self.workspace),
+            self.workspace as *mut c_void,
             WORKSPACE,
             stream.cast(),
         ))?;
@@ -144,14 +183,17 @@ impl Blas {
         if let Some(plan) = plans.get(&shape) {
             return Ok((plan.choice.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS).then_some(*plan));
         }
-        let kind = cudaDataType_t::CUDA_R_32F;
-        // Numbers in memory have 32 bits either way; bfloat16 is what they become on their way to the tensor cores.
-        let compute = match shape.numbers {
-            Numbers::F32 => Compute::CUBLAS_COMPUTE_32F,
-            Numbers::Bf16 => Compute::CUBLAS_COMPUTE_32F_FAST_16BF,
+        let compute = match (shape.numbers, shape.inputs) {
+            (Numbers::Bf16, Numbers::F32) => Compute::CUBLAS_COMPUTE_32F_FAST_16BF,
+            _ => Compute::CUBLAS_COMPUTE_32F,
         };
         let mut desc = std::ptr::null_mut();
-        blas!(cublasLtMatmulDescCreate(&raw mut desc, compute, kind))?;
+        blas!(cublasLtMatmulDescCreate(&raw mut desc, compute, cudaDataType_t::CUDA_R_32F))?;
+        if shape.relu {
+            let relu = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_RELU;
+            let (at, bytes) = (&raw const relu, size_of_val(&relu));
+            blas!(cublasLtMatmulDescSetAttribute(desc, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, at.cast(), bytes))?;
+        }
         for (side, attribute) in
             [(shape.left, Desc::CUBLASLT_MATMUL_DESC_TRANSA), (shape.right, Desc::CUBLASLT_MATMUL_DESC_TRANSB)]
         {
@@ -160,12 +202,17 @@ impl Blas {
             let (at, bytes) = (&raw const turned, size_of_val(&turned));
             blas!(cublasLtMatmulDescSetAttribute(desc, attribute, at.cast(), bytes))?;
         }
-        let layout = |side: Side| {
+        let layout = |side: Side, numbers: Numbers| {
+            let kind = match numbers {
+                Numbers::F32 => cudaDataType_t::CUDA_R_32F,
+                Numbers::Bf16 => cudaDataType_t::CUDA_R_16BF,
+            };
             let mut layout = std::ptr::null_mut();
             let (rows, cols) = (u64::from(side.rows), u64::from(side.cols));
             blas!(cublasLtMatrixLayoutCreate(&raw mut layout, kind, rows, cols, i64::from(side.ld))).map(|()| layout)
         };
-        let (left, right, out) = (layout(shape.left)?, layout(shape.right)?, layout(shape.out)?);
+        let (left, right) = (layout(shape.left, shape.inputs)?, layout(shape.right, shape.inputs)?);
+        let out = layout(shape.out, shape.outputs)?;
         let mut preference = std::ptr::null_mut();
         blas!(cublasLtMatmulPreferenceCreate(&raw mut preference))?;
         let most = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -249,6 +296,28 @@ mod tests {
                     }
                 }
             }
+        }
+        // A product of the decoder is the same thing, as long as nothing stands around it.
+        let plain =
+            ProductArgs { x: 64, w: 4096, y0: 32, rows: 2048, inputs: 128, cols: 384, ..ProductArgs::default() };
+        let plain = ProductArgs { ldx: 128, ldw: 128, ld0: 400, split: 384, ..plain };
+        let product = Product::plain(Numbers::Bf16, &ProductArgs { flags: ADD, ..plain }).unwrap();
+        let args = MatmulArgs { a: 64, b: 4096, c: 32, m: 2048, n: 384, k: 128, a_row: 128, ..MatmulArgs::default() };
+        let args = MatmulArgs { a_col: 1, b_row: 128, b_col: 1, ldc: 400, flags: ON_TOP, ..args };
+        let training = Product::training(Numbers::Bf16, &args).unwrap();
+        assert_eq!((product.at, product.on_top), (training.at, training.on_top));
+        assert_eq!((product.shape.inputs, product.shape.outputs), (Numbers::Bf16, Numbers::F32));
+        assert_eq!(Shape { inputs: Numbers::F32, ..product.shape }, training.shape);
+        let relu = Product::plain(Numbers::Bf16, &ProductArgs { flags: RELU, ..plain }).unwrap().shape;
+        assert!(relu.relu && relu.outputs == Numbers::Bf16);
+        for other in [
+            ProductArgs { flags: NORM, ..plain },
+            ProductArgs { flags: HEADS, ..plain },
+            ProductArgs { split: 128, ..plain },
+            ProductArgs { row_ids: 8, ..plain },
+            ProductArgs { rows: 16, ..plain },
+        ] {
+            assert_eq!(Product::plain(Numbers::Bf16, &other), None);
         }
         // Neither side may have gaps in both directions, and rows may not overlap.
         let apart = MatmulArgs { m, n, k, a_row: 6, a_col: 2, b_row: 3, b_col: 1, ldc: 9, ..MatmulArgs::default() };

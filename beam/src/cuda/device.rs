@@ -41,6 +41,12 @@ pub trait Device: Send + Sync {
     /// Name and kind, for people.
     fn name(&self) -> String;
 
+    /// Rows from which on products that nothing stands around are computed by a library, so that a norm in front is better
+    /// taken apart; `None` where there is no library.
+    fn library_rows(&self) -> Option<u32> {
+        None
+    }
+
     /// `bytes` bytes of zeros.
     ///
     /// # Errors

@@ -37,6 +37,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub struct Emulator {
     libraries: Arc<[Library; 2]>,
     seed: u64,
+    library_rows: Option<u32>,
     memory: Mutex<BTreeMap<u64, Block>>,
 }
 
@@ -60,7 +61,13 @@ impl Emulator {
             Ok(Arc::new([build(Numbers::F32)?, build(Numbers::Bf16)?]))
         });
         let libraries = made.clone().map_err(|reason| Error::device("emulator", reason))?;
-        Ok(Self { libraries, seed, memory: Mutex::default() })
+        Ok(Self { libraries, seed, library_rows: None, memory: Mutex::default() })
+    }
+
+    /// As a device with a library, for the programs that are written for one; it computes their products itself.
+    #[must_use]
+    pub fn with_library_rows(self, rows: u32) -> Self {
+        Self { library_rows: Some(rows), ..self }
     }
 
     fn check_guards(&self) -> Result<()> {
@@ -148,6 +155,10 @@ fn compile(numbers: Numbers) -> Result<PathBuf> {
 impl Device for Emulator {
     fn name(&self) -> String {
         format!("emulator, threads in the order of seed {}", self.seed)
+    }
+
+    fn library_rows(&self) -> Option<u32> {
+        self.library_rows
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {

@@ -2,7 +2,7 @@
 //!
 //! All calls go through one lock, so that nothing strays into a capture; the work itself is the device's.
 
-use super::blas::{Blas, WORKSPACE};
+use super::blas::{Blas, Product, WORKSPACE};
 use super::compile::Compiler;
 use super::device::{Device, Launch, Prepared, Program};
 use super::kernels::{Numbers, TRAIN_UNITS, UNITS, Unit};
@@ -18,6 +18,9 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Rows of a product from which on it is large.
+const LIBRARY_ROWS: u32 = 2048;
 
 /// Shared memory that a block has without being asked about it.
 const SHARED: u32 = 48 << 10;
@@ -84,8 +87,8 @@ impl Gpu {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Has large products of training computed by cuBLASLt, from `folder` or the loader's path. Programs that come again
-    /// and again keep to our kernel: a library may load code when it is called, which a captured program does not allow.
+    /// Has large products computed by cuBLASLt, from `folder` or the loader's path: those of training that are not
+    /// captured, and those of decoding that have nothing around them.
     ///
     /// # Errors
     /// The library is not there, or there is no room for what it needs.
@@ -206,11 +209,19 @@ impl Inner {
         Ok(functions)
     }
 
-    /// Runs a launch by cuBLASLt where that is there and has a way; `false` where not.
-    fn by_library(&self, numbers: Numbers, launch: &Launch) -> Result<bool> {
+    /// Computes a product of decoding by cuBLASLt where that is there and has a way; `false` where not.
+    fn plain_by_library(&self, numbers: Numbers, launch: &Launch) -> Result<bool> {
+        let (Some(blas), "product_64") = (self.blas.get(), launch.kernel) else { return Ok(false) };
+        let product = Product::plain(numbers, &bytemuck::pod_read_unaligned(&launch.args));
+        product.map_or(Ok(false), |product| blas.product(&product, self.stream.cast()))
+    }
+
+    /// The same for a product of training.
+    fn training_by_library(&self, numbers: Numbers, launch: &Launch) -> Result<bool> {
         let (Some(blas), "train_matmul") = (self.blas.get(), launch.kernel) else { return Ok(false) };
         let args: MatmulArgs = bytemuck::pod_read_unaligned(&launch.args);
-        if !blas.product(numbers, &args, self.stream.cast())? {
+        let Some(product) = Product::training(numbers, &args) else { return Ok(false) };
+        if !blas.product(&product, self.stream.cast())? {
             return Ok(false);
         }
         // The whole sum is in the first of its parts; the others add nothing.
@@ -284,6 +295,10 @@ impl Device for Gpu {
         Ok(address)
     }
 
+    fn library_rows(&self) -> Option<u32> {
+        self.0.blas.get().map(|_| LIBRARY_ROWS)
+    }
+
     fn free(&self, address: u64) {
         if let Ok(_entered) = self.0.enter() {
             // Allocated by `allocate`; the driver waits for kernels that still use it. There is no one to tell of a failure.
@@ -308,8 +323,16 @@ impl Device for Gpu {
         let inner = &self.0;
         let _entered = inner.enter()?;
         let functions = inner.functions(program)?;
+        // A library may load code when it is first called, which a capture does not allow. What is computed here is garbage
+        // that the program computes anew.
+        for launch in &program.launches {
+            inner.plain_by_library(program.numbers, launch)?;
+        }
+        let put_down = |(function, launch): (&CUfunction, &Launch)| {
+            if inner.plain_by_library(program.numbers, launch)? { Ok(()) } else { inner.launch(*function, launch) }
+        };
         driver!(cuStreamBeginCapture_v2(inner.stream, CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))?;
-        let launched = functions.iter().zip(&program.launches).try_for_each(|(f, launch)| inner.launch(*f, launch));
+        let launched = functions.iter().zip(&program.launches).try_for_each(put_down);
         let mut graph = std::ptr::null_mut();
         // A capture must be ended even when a launch was refused.
         let ended = driver!(cuStreamEndCapture(inner.stream, &raw mut graph));
@@ -326,7 +349,7 @@ impl Device for Gpu {
         let _entered = self.0.enter()?;
         let functions = self.0.functions(program)?;
         functions.iter().zip(&program.launches).try_for_each(|(function, launch)| {
-            if self.0.by_library(program.numbers, launch)? { Ok(()) } else { self.0.launch(*function, launch) }
+            if self.0.training_by_library(program.numbers, launch)? { Ok(()) } else { self.0.launch(*function, launch) }
         })
     }
 }

@@ -1,7 +1,8 @@
 //! A model whose requests run on a device where they can, and on the processor where they cannot.
 
+use super::activations::Size;
 use super::model::{DeviceModel, ItemTable};
-use super::session::{Session, Size};
+use super::session::Session;
 use crate::Result;
 use crate::data::History;
 use crate::generative::{Generator, Guidance, Search};

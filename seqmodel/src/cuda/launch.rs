@@ -1,6 +1,6 @@
 //! Kernels with the blocks and the shared memory that their sizes ask for.
 
-use beam::cuda::{AttendArgs, EmbedArgs, FeedForwardArgs, HeadArgs, Launch, Numbers, PathArgs, ProductArgs};
+use beam::cuda::{AttendArgs, EmbedArgs, FeedForwardArgs, HeadArgs, Launch, NormArgs, Numbers, PathArgs, ProductArgs};
 
 /// From so many rows on, 64 of them share a block, so that weights are read a quarter as often.
 const MANY_ROWS: u32 = 2048;
@@ -51,6 +51,10 @@ pub(super) fn attend(numbers: Numbers, args: &AttendArgs, batch: u32) -> Launch 
 pub(super) fn path(numbers: Numbers, args: &PathArgs) -> Launch {
     let shared = 16 * pitch(numbers, (args.heads * args.head_dim) as usize);
     Launch::new("path", [args.cols.div_ceil(64), args.rows.div_ceil(16), 1], 128, shared, args)
+}
+
+pub(super) fn normalize(args: &NormArgs) -> Launch {
+    Launch::new("normalize", [args.rows.div_ceil(8), 1, 1], 256, 8 * 4, args)
 }
 
 pub(super) fn embed(args: &EmbedArgs) -> Launch {

@@ -3,6 +3,7 @@
 //! The twin of the packed models on the processor, which stay the reference and answer what the device path does not
 //! know. With f32 numbers the scores agree to rounding; with bfloat16 to some hundredths.
 
+mod activations;
 mod generator;
 mod launch;
 mod model;

@@ -1,116 +1,21 @@
 //! One size of request as a fixed program: the history is read, the trie searched, and nothing asked of the host between.
 //!
 //! Four kernels a block of the encoder, one for all keys and values of the memory, five a block and level of the decoder,
-//! three for scores and selection. Rows of requests that are not there are computed along and looked at by no one.
+//! three for scores and selection. Where a library computes large products, norms in front of them become kernels of their
+//! own; keys and values of the encoder keep to ours, which puts them where attention reads them. Rows of requests that are not there are computed along and looked at by no one.
 
+use super::activations::{Activations, Size};
 use super::launch;
-use super::model::{DeviceModel, First, ItemTable, Look, SEQ_STEP};
+use super::model::{DeviceModel, First, ItemTable};
 use super::weights::{DeviceBlock, STEP};
 use crate::data::History;
 use crate::{Error, Result};
 use beam::cuda::{
     ADD, AttendArgs, Device, DeviceBeams, DeviceKernel, DeviceScores, EmbedArgs, FLOATS, Feed, FeedForwardArgs, HEADS,
-    HeadArgs, ItemScores, Launch, Memory, NORM, PathArgs, Plan, ProductArgs, RELU, Recorded, Region, bucket, record,
+    HeadArgs, ItemScores, Launch, Memory, NORM, NormArgs, PathArgs, ProductArgs, RELU, Recorded, Region, record,
 };
 use beam::{BoxError, Hypothesis, LiveMask, ScoreMode, StepScorer, Trie};
 use std::sync::Arc;
-
-/// Requests and positions that a program has room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Size {
-    pub(super) batch: usize,
-    pub(super) seq: usize,
-}
-
-impl Size {
-    /// The smallest of few sizes for so many requests of so many positions at most.
-    pub(super) fn of(requests: usize, positions: usize) -> Self {
-        Self { batch: bucket(requests), seq: bucket(positions.div_ceil(SEQ_STEP)) * SEQ_STEP }
-    }
-}
-
-/// Where activations are.
-#[derive(Debug, Clone)]
-pub(super) struct Activations {
-    pub(super) plan: Plan,
-    /// Rows of `inputs`: (batch, seq).
-    ids: Region,
-    /// Positions there are: (batch,).
-    lengths: Region,
-    /// Rows of states that the decoder reads: (batch,) the newest, (batch, look back) the memory, and how many.
-    newest: Region,
-    back: Region,
-    back_lengths: Region,
-    /// (batch * seq, dim) f32.
-    states: Region,
-    queries: Region,
-    /// Keys, then transposed values.
-    keys_values: Region,
-    mixed: Region,
-    hidden: Region,
-    memory: Region,
-    x: Region,
-    /// Per block of the decoder and level: (rows, 2 * width).
-    cache: Region,
-    /// Of guidance: (batch, items in steps of 8).
-    item_scores: Region,
-}
-
-impl Activations {
-    pub(super) fn new(model: &DeviceModel, size: Size, widths: &[usize], items: usize) -> Self {
-        let mut plan = Plan::default();
-        let (number, dim) = (model.numbers.bytes(), model.dim_pad());
-        let rows = size.batch * size.seq;
-        let beams = size.batch * widths.iter().copied().max().unwrap_or(1);
-        let most = rows.max(beams);
-        let width = model.encoder.iter().chain(&model.decoder).map(|block| block.heads.width()).max().unwrap_or(0);
-        let hidden = |block: &&DeviceBlock| if block.is_fused() { 0 } else { block.hidden };
-        let hidden = model.encoder.iter().chain(&model.decoder).map(|block| hidden(&block)).max().unwrap_or(0);
-        let seq_pad = size.seq.next_multiple_of(STEP);
-        let back = model.back();
-        let memory_seq = model.memory_seq(size);
-        Self {
-            ids: plan.take("ids", rows, 4),
-            lengths: plan.take("lengths", size.batch, 4),
-            newest: plan.take("newest", size.batch, 4),
-            back: plan.take("look back", size.batch * back, 4),
-            back_lengths: plan.take("look back lengths", size.batch, 4),
-            states: plan.take("states", rows * dim, 4),
-            queries: plan.take("queries", most * width, number),
-            keys_values: plan.take("keys and values", 2 * size.batch * width * seq_pad, number),
-            mixed: plan.take("mixed", most * width, number),
-            hidden: plan.take("hidden", most * hidden, number),
-            memory: plan.take(
-                "memory",
-                model.decoder.len() * 2 * size.batch * width * memory_seq.next_multiple_of(STEP),
-                number,
-            ),
-            x: plan.take("x", beams * dim, 4),
-            cache: plan.take("cache", model.decoder.len() * widths.len() * beams * 2 * width, number),
-            item_scores: plan.take("item scores", size.batch * items, 4),
-            plan,
-        }
-    }
-}
-
-impl DeviceModel {
-    /// Newest states that the decoder attends to; 0 where it attends to all or to none.
-    fn back(&self) -> usize {
-        match (self.look, &self.memory) {
-            (Look::Back(back), Some(_)) => back,
-            _ => 0,
-        }
-    }
-
-    /// Keys of the decoder's memory.
-    fn memory_seq(&self, size: Size) -> usize {
-        match (self.look, &self.memory) {
-            (_, None) => 0,
-            (Look::All, _) => size.seq,
-            (Look::Back(back), _) => back,
-        }
-    }
-}
 
 /// A program and its memory.
 pub(super) struct Session {
@@ -127,6 +32,7 @@ struct Writer<'a> {
     size: Size,
     places: &'a Activations,
     base: u64,
+    library_rows: Option<u32>,
     levels: usize,
     /// Most rows of a level.
     beams: usize,
@@ -142,10 +48,12 @@ impl Session {
         score: ScoreMode,
         guide: Option<&ItemTable>,
     ) -> Result<Self> {
-        let places = Activations::new(model, size, widths, guide.map_or(0, |guide| guide.matrix.rows as usize));
+        let (items, library_rows) = (guide.map_or(0, |guide| guide.matrix.rows as usize), device.library_rows());
+        let places = Activations::new(model, size, widths, items, library_rows);
         let memory = Memory::new(device, places.plan.bytes())?;
         let beams = size.batch * widths.iter().copied().max().unwrap_or(1);
-        let mut writer = Writer { model, size, places: &places, base: memory.address(), levels: widths.len(), beams };
+        let (base, levels) = (memory.address(), widths.len());
+        let mut writer = Writer { model, size, places: &places, base, library_rows, levels, beams };
         let mut prologue = writer.encode();
         let scores = guide.map(|guide| {
             prologue.push(writer.item_scores(guide));
@@ -224,10 +132,24 @@ impl Writer<'_> {
         launch::product(self.model.numbers, args)
     }
 
+    /// Whether products of so many rows are left to a library, norms taken apart.
+    fn apart(&self, rows: usize) -> bool {
+        self.library_rows.is_some_and(|least| rows >= least as usize)
+    }
+
+    /// Rows at `x` divided by their root mean square, and where they are then.
+    fn normed(&self, x: u64, rows: usize, launches: &mut Vec<Launch>) -> u64 {
+        let (pitch, y) = (self.model.dim_pad() as u32, self.at(self.places.normed));
+        let (dim, rows) = (self.model.dim as u32, rows as u32);
+        launches.push(launch::normalize(&NormArgs { x, row_ids: 0, y, rows, dim, ldx: pitch, ldy: pitch }));
+        y
+    }
+
     /// x += relu(norm(x) Wi) Wo over `rows` rows at `x`.
     fn feed_forward(&self, block: &DeviceBlock, x: u64, rows: usize, launches: &mut Vec<Launch>) {
         let (dim, pitch) = (self.model.dim as u32, self.model.dim_pad() as u32);
-        if block.is_fused() {
+        let apart = self.apart(rows);
+        if block.is_fused() && !apart {
             let args = FeedForwardArgs {
                 x,
                 wi: block.inner.address(),
@@ -245,8 +167,9 @@ impl Writer<'_> {
             return;
         }
         let hidden = self.at(self.places.hidden);
+        let (from, norm) = if apart { (self.normed(x, rows, launches), 0) } else { (x, NORM) };
         launches.push(self.product(&ProductArgs {
-            x,
+            x: from,
             w: block.inner.address(),
             y0: hidden,
             rows: rows as u32,
@@ -257,7 +180,7 @@ impl Writer<'_> {
             ldw: block.inner.pitch,
             ld0: block.hidden as u32,
             split: block.inner.rows,
-            flags: NORM | RELU,
+            flags: norm | RELU,
             ..ProductArgs::default()
         }));
         launches.push(self.add(&block.outer, hidden, x, rows));
@@ -434,7 +357,7 @@ impl Writer<'_> {
         let (width, number) = (heads.width(), model.numbers.bytes() as u64);
         let step_stride = (self.beams * 2 * width) as u64;
         let cache = self.at(places.cache) + (at * self.levels) as u64 * step_stride * number;
-        launches.push(self.product(&ProductArgs {
+        let together = ProductArgs {
             x,
             w: block.query_key_value.address(),
             y0: self.at(places.queries),
@@ -450,7 +373,18 @@ impl Writer<'_> {
             split: width as u32,
             flags: NORM,
             ..ProductArgs::default()
-        }));
+        };
+        if self.apart(rows) {
+            let x = self.normed(x, rows, launches);
+            let ProductArgs { w, y1, cols, ld1, split, ldw, .. } = together;
+            let queries = ProductArgs { x, cols: split, flags: 0, ..together };
+            let cols = cols - split;
+            launches.push(self.product(&queries));
+            let w = w + u64::from(split * ldw) * number;
+            launches.push(self.product(&ProductArgs { w, y0: y1, cols, ld0: ld1, split: cols, ..queries }));
+        } else {
+            launches.push(self.product(&together));
+        }
         let bias = model.decoder_bias.as_ref();
         let path = PathArgs {
             query: self.at(places.queries),

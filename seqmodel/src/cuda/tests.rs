@@ -17,8 +17,16 @@ use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
 use std::sync::Arc;
 
 fn emulator(seed: u64) -> Option<Arc<dyn Device>> {
+    emulator_with(seed, None)
+}
+
+/// With programs as for a device whose library takes products from so many rows on.
+fn emulator_with(seed: u64, library_rows: Option<u32>) -> Option<Arc<dyn Device>> {
     match Emulator::new(seed) {
-        Ok(emulator) => Some(Arc::new(emulator)),
+        Ok(emulator) => Some(match library_rows {
+            None => Arc::new(emulator),
+            Some(rows) => Arc::new(emulator.with_library_rows(rows)),
+        }),
         Err(e) if e.to_string().contains("no C++ compiler") => {
             eprintln!("SKIPPED kernels on the emulator: {e}");
             None
@@ -265,7 +273,7 @@ fn normalized_rows_have_unit_mean_squares() {
         let x = noise(1, 11 * 64);
         let (x_memory, y) = (upload(&device, Numbers::F32, &x), upload(&device, numbers, &[f32::NAN; 11 * 64]));
         let args = NormArgs { x: x_memory.address(), row_ids: 0, y: y.address(), rows: 11, dim: 64, ldx: 64, ldy: 64 };
-        run(&device, numbers, Launch::new("normalize", [2, 1, 1], 256, 32, &args));
+        run(&device, numbers, launch::normalize(&args));
         let expected: Vec<f64> =
             x.chunks(64).flat_map(|row| row.iter().map(|x| f64::from(*x) * inverse_rms(row))).collect();
         let gap = gap(&download(&device, numbers, &y), &expected);
@@ -316,10 +324,10 @@ proptest! {
     fn tiger_on_a_device_is_tiger(
         seed: u64, dim in 1usize..5, heads in 1usize..4, head_dim in 1usize..40, hidden in 1usize..140,
         layers in (1usize..3, 1usize..3), separator: bool, user_tokens in 0usize..3, width in 1usize..24, bf16: bool,
-        valid_only: bool,
+        valid_only: bool, library_rows in prop::option::of(1u32..40),
         raw in prop::collection::vec(prop::collection::vec(0u32..300, 1..9), 1..5),
     ) {
-        let Some(device) = emulator(seed) else { return Ok(()) };
+        let Some(device) = emulator_with(seed, library_rows) else { return Ok(()) };
         let features = features(300);
         let config = TigerConfig {
             dim: 24 * dim + 3, heads, head_dim, hidden, encoder_layers: layers.0, decoder_layers: layers.1, separator,
@@ -362,10 +370,11 @@ proptest! {
     #[test]
     fn rqt_on_a_device_is_rqt(
         seed: u64, heads in 1usize..4, hidden in 1usize..60, layers in 1usize..3, look_back in 1usize..5,
-        width in 1usize..24, valid_only: bool, weights in prop::collection::vec(0.0f32..1.2, 2),
+        width in 1usize..24, valid_only: bool, library_rows in prop::option::of(1u32..40),
+        weights in prop::collection::vec(0.0f32..1.2, 2),
         raw in prop::collection::vec(prop::collection::vec(0u32..200, 1..9), 1..5),
     ) {
-        let Some(device) = emulator(seed) else { return Ok(()) };
+        let Some(device) = emulator_with(seed, library_rows) else { return Ok(()) };
         let features = features(200);
         let config = RqtConfig {
             dim: 24, heads, head_dim: 10, hidden, layers: 2, decoder_layers: layers, look_back, history_cap: 6,
@@ -442,6 +451,11 @@ fn a_request_of_the_papers_size_is_few_kernels() {
     // Embedding, 4 a block of the encoder, the memory, the first input, 5 a block and level and 3 a level, the items.
     assert_eq!(nodes, 1 + 4 * 4 + 1 + 1 + 4 * (4 * 5 + 3) + 1);
     assert!(bytes > 0);
+    // With a library a norm and a product more for every feed-forward network, and the same for queries of the decoder.
+    let Some(with_library) = emulator_with(1, Some(1)) else { return };
+    let (lists, (more, _)) = decode(&with_library);
+    assert_eq!(more, nodes + 4 * 2 + 4 * 4 * (2 + 2));
+    same_lists(&lists, &first, BF16_TOLERANCE);
     let Some(other) = emulator(2) else { return };
     assert_eq!(decode(&other).0, first);
     let packed = PackedTiger::new(&model).unwrap();
