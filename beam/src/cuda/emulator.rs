@@ -38,6 +38,8 @@ pub struct Emulator {
     libraries: Arc<[Library; 2]>,
     seed: u64,
     library_rows: Option<u32>,
+    /// Bytes that can be allocated together.
+    room: usize,
     memory: Mutex<BTreeMap<u64, Block>>,
 }
 
@@ -61,13 +63,25 @@ impl Emulator {
             Ok(Arc::new([build(Numbers::F32)?, build(Numbers::Bf16)?]))
         });
         let libraries = made.clone().map_err(|reason| Error::device("emulator", reason))?;
-        Ok(Self { libraries, seed, library_rows: None, memory: Mutex::default() })
+        Ok(Self { libraries, seed, library_rows: None, room: usize::MAX, memory: Mutex::default() })
     }
 
     /// As a device with a library, for the programs that are written for one; it computes their products itself.
     #[must_use]
     pub fn with_library_rows(self, rows: u32) -> Self {
         Self { library_rows: Some(rows), ..self }
+    }
+
+    /// As a device with so many bytes.
+    #[must_use]
+    pub fn with_room(self, bytes: usize) -> Self {
+        Self { room: bytes, ..self }
+    }
+
+    /// Bytes that are allocated.
+    pub fn taken(&self) -> usize {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.values().map(|block| block.bytes).sum()
     }
 
     fn check_guards(&self) -> Result<()> {
@@ -162,6 +176,10 @@ impl Device for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        let taken = self.taken();
+        if bytes > self.room.saturating_sub(taken) {
+            return Err(Error::device("emulator", format!("out of memory: {bytes} bytes beside {taken}")));
+        }
         let mut data = vec![0u8; bytes + 2 * GUARD + ALIGN].into_boxed_slice();
         let front = data.as_ptr().align_offset(ALIGN) + GUARD;
         data[..front].fill(MARK);

@@ -106,7 +106,13 @@ impl<M> DeviceGenerator<M> {
                 }
                 let guide = state.guide.as_ref().filter(|_| weight.is_some()).map(|(_, table)| table);
                 let (widths, score) = (&config.widths, config.score);
-                let session = Session::new(&self.model, &self.device, &kernel, size, widths, score, guide)?;
+                let session = loop {
+                    match Session::new(&self.model, &self.device, &kernel, size, widths, score, guide) {
+                        // The one that was used longest ago makes room.
+                        Err(_) if !state.programs.is_empty() => drop(state.programs.remove(0)),
+                        made => break made?,
+                    }
+                };
                 (size, config.clone(), weight, session)
             };
             state.programs.push(program);

@@ -429,6 +429,41 @@ fn guided_searches_run_on_the_device() {
     assert_eq!(run(Some(&Guidance { table, weight: 0.9 })), plain + 1 + 1 + trie.levels());
 }
 
+/// Programs that were used before make room for those that are asked for, until one alone is too large.
+#[test]
+fn old_programs_make_room_for_new_ones() {
+    let features = features(300);
+    let config = TigerConfig { hidden: 128, heads: 2, head_dim: 32, dim: 64, history_cap: 2, ..TigerConfig::default() };
+    let model = Tiger::new(&config, features.clone(), &Parameters::new(5).builder()).unwrap();
+    let trie = Trie::build(features.sids()).unwrap();
+    let history = [ItemIdx(3), ItemIdx(7)];
+    let decode = |generator: &DeviceGenerator<PackedTiger>, width: usize| -> crate::Result<Vec<Vec<Hypothesis>>> {
+        let config = BeamConfig::uniform(width, trie.levels(), width);
+        generator.decode_on_device(&[History::from(&history)], &trie, &config, &[LiveMask::all(&trie)], None)
+    };
+    let on = |device: Arc<dyn Device>| {
+        DeviceGenerator::tiger(PackedTiger::new(&model).unwrap(), &device, Numbers::F32).unwrap()
+    };
+    let Ok(roomy) = Emulator::new(1) else { return };
+    let roomy = Arc::new(roomy);
+    let generator = on(roomy.clone());
+    let expected = decode(&generator, 28).unwrap();
+    let (one, program) = (roomy.taken(), generator.last_program().unwrap().1);
+    let others = [20, 24].map(|width| decode(&generator, width).unwrap());
+    assert!(roomy.taken() > one + program);
+    // Room for one program and half of another.
+    let small = Arc::new(Emulator::new(1).unwrap().with_room(one + program / 2));
+    let generator = on(small.clone());
+    for _ in 0..2 {
+        assert_eq!(decode(&generator, 28).unwrap(), expected);
+        assert_eq!([20, 24].map(|width| decode(&generator, width).unwrap()), others);
+        assert!(small.taken() <= one + program / 2);
+    }
+    let refused = decode(&generator, 1000).unwrap_err();
+    assert!(refused.to_string().contains("out of memory"), "{refused}");
+    assert_eq!(decode(&generator, 28).unwrap(), expected);
+}
+
 /// The paper's size takes the nodes that were counted for it, and threads in another order give the same bits.
 #[test]
 fn a_request_of_the_papers_size_is_few_kernels() {
