@@ -62,15 +62,18 @@ proptest! {
     }
 }
 
+const ITEMS: usize = 190;
+
 fn configs() -> Vec<QuantizerConfig> {
-    let of = |method| QuantizerConfig { method, levels: 3, codebook_size: 12, seed: 5, ..QuantizerConfig::default() };
+    let of = |method| QuantizerConfig { method, levels: 2, codebook_size: 12, seed: 5, ..QuantizerConfig::default() };
     let rkmeans = ResidualKmeansConfig { iterations: 6, normalize: true, ..ResidualKmeansConfig::default() };
     let hkmeans = HierarchicalKmeansConfig { leaf_size: 6, iterations: 6, ..HierarchicalKmeansConfig::default() };
     let opq = OpqConfig { alternations: 2, ..OpqConfig::default() };
     vec![
         of(Method::ResidualKmeans),
         QuantizerConfig { rkmeans, ..of(Method::ResidualKmeans) },
-        of(Method::Balanced),
+        // Prices settle by hundreds of searches.
+        QuantizerConfig { levels: 1, ..of(Method::Balanced) },
         QuantizerConfig { hkmeans, ..of(Method::HierarchicalKmeans) },
         QuantizerConfig { opq, ..of(Method::Opq) },
         QuantizerConfig { codebook_size: 16, ..of(Method::Lsh) },
@@ -87,14 +90,14 @@ fn fit(config: &QuantizerConfig, content: &Vectors, device: Option<&dyn Accelera
 fn quantizers_are_as_good_as_the_hosts() {
     let [Some(first), Some(second)] = [11, 12].map(emulator) else { return };
     let [first, second] = [first, second].map(|device: Arc<dyn Device>| accelerator_from(&device, 30_000));
-    let content = content(330, 24);
+    let content = content(ITEMS, 24);
     for config in configs() {
         let host = fit(&config, &content, None).encode(&content).unwrap();
         let fitted = fit(&config, &content, Some(&first));
         let there = fitted.encode_on(&content, Some(&first)).unwrap();
         let here = fitted.encode(&content).unwrap();
-        let equal = (0..330).filter(|&i| here.codes.row(i) == there.codes.row(i)).count();
-        assert!(equal >= 328, "{:?}: {equal} of 330 items have the same codes", config.method);
+        let equal = (0..ITEMS).filter(|&i| here.codes.row(i) == there.codes.row(i)).count();
+        assert!(equal + 2 >= ITEMS, "{:?}: {equal} of {ITEMS} items have the same codes", config.method);
         let (expected, found) = (host.relative_error(&content), there.relative_error(&content));
         assert!((found - expected).abs() < 0.03 * expected, "{:?}: {found} {expected}", config.method);
         let again = fit(&config, &content, Some(&second)).encode_on(&content, Some(&second)).unwrap();

@@ -151,6 +151,11 @@ fn towers_elsewhere_make_the_same_fit() {
             if elsewhere {
                 let (here, there) = (fitted.encode(&content()), fitted.encode_on(&content(), device));
                 assert_eq!(here.unwrap().codes, there.unwrap().codes);
+                let other = HereToo { config: config.clone(), factor: 1.1 };
+                let refused = fitted.encode_on(&content(), Some(&other)).unwrap_err();
+                assert!(refused.to_string().contains("latents"), "{refused}");
+                let nothing = Vectors::new(DIM, vec![]).unwrap();
+                assert_eq!(fitted.encode_on(&nothing, device).unwrap().codes.rows(), 0);
             }
             fitted.save(dir.path()).unwrap();
             file_digest(&dir.path().join("quantizer.safetensors")).unwrap()

@@ -16,6 +16,10 @@ const METHOD: &str = "rqvae";
 /// Items that go through the towers of a device at once.
 const ENCODED_AT_ONCE: usize = 8192;
 
+/// Items that go through the towers of both sides, and how far these may be apart, as a share.
+const COMPARED: usize = 64;
+const APART: f64 = 0.01;
+
 /// An RQ-VAE with the standardisation of its content.
 #[derive(Debug, Clone)]
 pub struct RqVaeQuantizer {
@@ -106,9 +110,13 @@ impl SidEncoder for RqVaeQuantizer {
             return Ok(Encoded::new(codes, self.restore(data), content));
         };
         let mut towers = Remote::new(model, ENCODED_AT_ONCE.min(content.rows().max(1)), device)?;
-        let stack = model.quantizer();
-        let (codes, _) = stack.quantize_on(&towers.latents(model, &rows)?, Some(device))?;
-        let data = towers.reconstruct(model, &stack.lookup(&codes))?;
+        let (stack, compared) = (model.quantizer(), COMPARED.min(content.rows()));
+        let latents = towers.latents(model, &rows)?;
+        near("latents", &latents, &model.encode(&rows[..compared * model.content_dim()]))?;
+        let (codes, _) = stack.quantize_on(&latents, Some(device))?;
+        let quantized = stack.lookup(&codes);
+        let data = towers.reconstruct(model, &quantized)?;
+        near("reconstruction", &data, &model.decode(&quantized[..compared * model.latent_dim()]))?;
         Ok(Encoded::new(codes, self.restore(data), content))
     }
 
@@ -136,6 +144,21 @@ impl SidEncoder for RqVaeQuantizer {
     fn method(&self) -> &'static str {
         METHOD
     }
+}
+
+/// Refuses a device whose numbers are not those of the host, as far as there are any of these.
+fn near(what: &str, device: &[f32], host: &[f32]) -> Result<()> {
+    let squares = |of: &mut dyn Iterator<Item = f32>| of.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let apart = squares(&mut device.iter().zip(host).map(|(a, b)| a - b));
+    let size = squares(&mut host.iter().copied());
+    // The other way round it would not see what is no number.
+    if apart <= APART * size {
+        return Ok(());
+    }
+    let share = 100.0 * apart / size;
+    Err(Error::Disagreement {
+        what: format!("the device's {what} of the first items are {share:.3} % away from the processor's"),
+    })
 }
 
 /// Mean and standard deviation of each dimension; 1 for a dimension that does not vary beyond rounding.
