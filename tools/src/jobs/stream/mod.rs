@@ -75,6 +75,10 @@ pub struct StreamJob<'a> {
 /// Bad data: unusable rows, an item twice, too many items with equal codes. Cannot create the output. Interrupted:
 /// what is done stays, for `resume`.
 pub fn build(job: &StreamJob, interrupt: Option<&Interrupt>) -> Result<ShardsManifest> {
+    if let Some(done) = finished(job)? {
+        eprintln!("built already: {}", job.out.display());
+        return Ok(done);
+    }
     require_empty(job.out)?;
     if job.fit_items == 0 || job.shard_items == 0 {
         return Err(fault(Fault::Usage, "--fit-items and --shard-items: expected 1 or more"));
@@ -168,6 +172,19 @@ pub fn build(job: &StreamJob, interrupt: Option<&Interrupt>) -> Result<ShardsMan
     rqvae::write_atomic(&place.dir.join("manifest.json"), &serde_json::to_vec_pretty(&manifest)?)?;
     place.finish(job.out)?;
     Ok(manifest)
+}
+
+/// What an earlier attempt has finished, where this one would only go on with it.
+fn finished(job: &StreamJob) -> Result<Option<ShardsManifest>> {
+    if !job.resume {
+        return Ok(None);
+    }
+    let method = serde_json::to_value(job.quantizer.method)?;
+    let asked = (job.quantizer.sizes(), job.quantizer.seed);
+    let same = |done: &ShardsManifest| {
+        method == done.origin.method.as_str() && asked == (done.spec.codebook_sizes.clone(), done.origin.seed)
+    };
+    Ok(ShardsManifest::of(job.out)?.filter(same))
 }
 
 /// Draws the sample and fits, unless an earlier attempt has.

@@ -139,6 +139,13 @@ fn a_build_that_stops_anywhere_ends_alike() {
             "{gone}"
         );
         assert!(!building.exists());
+        // What is finished needs no further work, and other quantisers do not take its place.
+        let again = build(&StreamJob { resume: true, ..job.clone() }, None).unwrap();
+        assert_eq!(again.files, expected.files);
+        assert_eq!(exit_code(&build(&job, None).unwrap_err()), 73);
+        let other = QuantizerConfig { seed: 9, ..quantizer.clone() };
+        let refused = build(&StreamJob { resume: true, quantizer: &other, ..job.clone() }, None).unwrap_err();
+        assert_eq!(exit_code(&refused), 73);
     }
     // Other settings do not go on.
     let _ = fs::remove_dir_all(&out);
