@@ -1,8 +1,9 @@
-//! A transformer block with packed weights, run for one request in memory that is kept from step to step.
+//! A transformer block with packed weights, in memory that is kept from step to step.
 //!
 //! Norm weights are folded into the products behind them. Keys and values that several queries read, those of a
-//! history, are packed per head once; the keys of a beam's own path are read where the earlier steps left them. Rows
-//! can be parted among threads: a row's result depends on no other row of its step.
+//! history, are packed per head once; the keys of a beam's own path are read where the earlier steps left them. A row's
+//! result depends on no other row of its step: those of one request can be parted among threads, and those of several
+//! go through the products together.
 
 use super::matrix::{Into, Packed, Precision, Rows};
 use super::parts::Muster;
@@ -42,9 +43,24 @@ pub(crate) struct PackedMemory {
     values: Vec<Packed>,
 }
 
+/// A request's beams, or some of them, at a step of a block.
+pub(crate) struct Share<'a> {
+    /// Their keys and values, (rows, key, value), which the step fills in.
+    pub(crate) new: &'a mut [f32],
+    /// `past[t]` holds those of step t.
+    pub(crate) past: &'a [Vec<f32>],
+    /// Which row of each step a beam continues: (rows, steps so far).
+    pub(crate) ancestors: &'a [u32],
+    /// That of its history, where the block reads one: of all shares of a step or of none.
+    pub(crate) memory: Option<&'a PackedMemory>,
+}
+
 /// Rows that a thread needs; grows to the largest step and stays.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
+    pub(crate) x: Vec<f32>,
+    /// Keys and values of the block of an encoder that is at hand.
+    pub(crate) memory: PackedMemory,
     pub(super) normed: Vec<f32>,
     projected: Vec<f32>,
     mixed: Vec<f32>,
@@ -164,19 +180,8 @@ impl PackedBlock {
         });
     }
 
-    /// One new position of each beam: x (rows, dim), whose keys and values go to `new`: (rows, key, value). `past[t]`
-    /// holds those of step t; `ancestors` (rows, steps so far) says which of its rows a beam continues.
-    #[expect(clippy::too_many_arguments, reason = "what a request keeps, borrowed part by part")]
-    pub(crate) fn step(
-        &self,
-        x: &mut [f32],
-        new: &mut [f32],
-        bias: Option<&Bias>,
-        memory: Option<&PackedMemory>,
-        past: &[Vec<f32>],
-        ancestors: &[u32],
-        scratch: &mut Scratch,
-    ) {
+    /// One new position of each beam: x (rows, dim), the rows of `shares` one after the other.
+    pub(crate) fn step(&self, x: &mut [f32], shares: &mut [Share], bias: Option<&Bias>, scratch: &mut Scratch) {
         let (dim, width) = (self.shape.dim, self.width());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
@@ -184,25 +189,36 @@ impl PackedBlock {
         scratch.projected.resize(rows * stride, 0.0);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
         self.query_key_value.product(normed, &mut scratch.projected, stride, Into::Place);
-        let projected = &scratch.projected[..rows * stride];
-        let rows_of_new = new.chunks_exact_mut(2 * width);
-        projected.chunks_exact(stride).zip(rows_of_new).for_each(|(row, new)| new.copy_from_slice(&row[width..]));
-        let new = &*new;
         scratch.mixed.resize(rows * width, 0.0);
-        scratch.scores.resize(past.len() + 1, 0.0);
-        let (mixed, weights) = (&mut scratch.mixed, &mut scratch.scores[..=past.len()]);
-        vectorized!(self.own_path(projected, bias, past, new, ancestors, mixed, weights));
+        let mut first = 0;
+        for share in &mut *shares {
+            let count = share.new.len() / (2 * width);
+            let projected = &scratch.projected[first * stride..][..count * stride];
+            let rows_of_new = share.new.chunks_exact_mut(2 * width);
+            projected.chunks_exact(stride).zip(rows_of_new).for_each(|(row, new)| new.copy_from_slice(&row[width..]));
+            scratch.scores.resize(share.past.len() + 1, 0.0);
+            let (mixed, weights) = (&mut scratch.mixed[first * width..][..count * width], &mut scratch.scores);
+            vectorized!(self.own_path(projected, bias, share, mixed, weights));
+            first += count;
+        }
         let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
         self.output.product(mixed, x, dim, Into::Sum);
-        if let (Some((query, _, output)), Some(memory)) = (&self.memory, memory) {
+        let remembering = shares.iter().all(|share| share.memory.is_some());
+        if let Some((query, _, output)) = self.memory.as_ref().filter(|_| remembering) {
             norm(x, dim, &mut scratch.normed);
             let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
             query.product(normed, &mut scratch.projected, width, Into::Place);
             let hd = self.shape.head_dim;
-            for head in 0..self.shape.heads {
-                let queries = Rows { data: &scratch.projected[head * hd..], stride: width, count: rows };
-                let mixed = &mut scratch.mixed[head * hd..];
-                attend(&memory.keys[head], &memory.values[head], queries, None, &mut scratch.scores, mixed, width);
+            let mut first = 0;
+            for share in &*shares {
+                let count = share.new.len() / (2 * width);
+                for (head, (keys, values)) in share.memory.iter().flat_map(|memory| memory.heads()).enumerate() {
+                    let from = first * width + head * hd;
+                    let queries = Rows { data: &scratch.projected[from..], stride: width, count };
+                    let mixed = &mut scratch.mixed[from..];
+                    attend(keys, values, queries, None, &mut scratch.scores, mixed, width);
+                }
+                first += count;
             }
             let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
             output.product(mixed, x, dim, Into::Sum);
@@ -236,24 +252,21 @@ impl PackedBlock {
     }
 
     /// Attention of each beam to its own few positions, `weights` (steps so far + 1,) being room for one row.
-    #[expect(clippy::too_many_arguments, reason = "see `step`")]
     #[inline(always)]
     fn own_path(
         &self,
         projected: &[f32],
         bias: Option<&Bias>,
-        past: &[Vec<f32>],
-        new: &[f32],
-        ancestors: &[u32],
+        share: &Share,
         mixed: &mut [f32],
         weights: &mut [f32],
     ) {
-        let (width, hd, steps) = (self.width(), self.shape.head_dim, past.len());
+        let (width, hd, steps) = (self.width(), self.shape.head_dim, share.past.len());
         for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
-            let ancestors = &ancestors[row * steps..][..steps];
-            let at = |t: usize| match past.get(t) {
+            let ancestors = &share.ancestors[row * steps..][..steps];
+            let at = |t: usize| match share.past.get(t) {
                 Some(past) => &past[ancestors[t] as usize * 2 * width..][..2 * width],
-                None => &new[row * 2 * width..][..2 * width],
+                None => &share.new[row * 2 * width..][..2 * width],
             };
             for head in 0..self.shape.heads {
                 let query = &projected[row * 3 * width + head * hd..][..hd];
@@ -277,6 +290,10 @@ impl PackedBlock {
 }
 
 impl PackedMemory {
+    fn heads(&self) -> impl Iterator<Item = (&Packed, &Packed)> {
+        self.keys.iter().zip(&self.values)
+    }
+
     fn resize(&mut self, heads: usize) {
         self.keys.resize_with(heads, Packed::default);
         self.values.resize_with(heads, Packed::default);

@@ -1,11 +1,11 @@
-//! Decoding with packed weights: one request a thread, or its beams parted among threads that have nothing else to do;
-//! keys and values that never move.
+//! Decoding with packed weights: some requests a thread, whose beams go through the products together, or the beams of
+//! one that comes alone parted among threads that have nothing else to do; keys and values that never move.
 //!
 //! Keys and values of what was encoded are kept once per request and read by all its beams; those of a beam's own path
 //! stay where the steps left them and are read through the ancestor table. Buffers grow to the widest step and stay, also
-//! from request to request.
+//! from request to request; those that only a step needs are lent, so that a thread computes in few of them.
 
-use super::block::{Bias, PackedBlock, PackedMemory, Scratch, norm};
+use super::block::{Bias, PackedBlock, PackedMemory, Scratch, Share, norm};
 use super::matrix::{Into, Packed, Rows};
 use super::parts::{Crew, Muster, on_threads};
 use crate::nn::log_softmax_row;
@@ -16,6 +16,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Most requests whose memory is kept.
 const SPARE: usize = 64;
+
+/// Most rows of several requests together: more do not make products faster, and need more room.
+const JOINED: usize = 96;
 
 /// The packed weights of a decoder of codes.
 pub(crate) struct PackedDecoder {
@@ -30,6 +33,7 @@ pub(crate) struct PackedDecoder {
     pub(crate) heads: Vec<Packed>,
     /// What finished requests left, to be used again.
     pub(crate) spare: Mutex<Vec<Request>>,
+    pub(crate) rooms: Rooms,
     /// Who helps with a request that comes alone.
     pub(crate) crew: Crew,
 }
@@ -50,66 +54,92 @@ impl PackedDecoder {
         };
         request.memory.resize_with(self.blocks.len(), PackedMemory::default);
         let each = self.blocks.len().div_ceil(muster.threads()).max(1);
-        request.room_for(muster.threads());
-        let parts = self.blocks.chunks(each).zip(request.memory.chunks_mut(each)).zip(&mut request.rooms);
-        muster.run(parts, |((blocks, memory), room), _| {
-            blocks.iter().zip(memory).for_each(|(block, memory)| block.remember(states, memory, room));
+        self.rooms.lend(muster.threads(), |rooms| {
+            let parts = self.blocks.chunks(each).zip(request.memory.chunks_mut(each)).zip(rooms);
+            muster.run(parts, |((blocks, memory), room), _| {
+                blocks.iter().zip(memory).for_each(|(block, memory)| block.remember(states, memory, room));
+            });
         });
     }
 
-    /// Log-probabilities of `level` for beams that continue rows `parents` of the step before, parted among the threads of
-    /// `muster`: (rows, codes).
-    fn advance(&self, task: Task, level: usize, muster: &Muster) {
-        let Task { request, parents, codes, log_probs } = task;
-        request.x.clear();
-        if level == 0 {
-            codes.iter().for_each(|_| request.x.extend_from_slice(&request.first));
-        } else {
-            let before = level - 1;
-            for code in &codes {
-                let row = self.level_starts[before] as usize + *code as usize;
-                request.x.extend_from_slice(&self.codes[row * self.dim..][..self.dim]);
+    /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. One request is parted
+    /// among the threads of `muster`; several go through the products together, on this thread.
+    fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, muster: &Muster) {
+        self.rooms.lend(muster.threads(), |rooms| {
+            let mut x = std::mem::take(&mut rooms[0].x);
+            x.clear();
+            tasks.iter_mut().for_each(|task| self.begin(task, level, &mut x));
+            let rows = x.len() / self.dim;
+            let each = rows.div_ceil(muster.threads()).max(1);
+            // Shares of each part, block by block.
+            let mut parts: Vec<Vec<Vec<Share>>> = Vec::new();
+            parts.resize_with(rows.div_ceil(each), || self.blocks.iter().map(|_| Vec::new()).collect());
+            for task in tasks {
+                let Request { memory, past, ancestors, .. } = &mut *task.request;
+                for (layer, (block, past)) in self.blocks.iter().zip(past).enumerate() {
+                    let width = block.key_value_width();
+                    if past.len() == level {
+                        past.push(Vec::new());
+                    }
+                    let (past, now) = past.split_at_mut(level);
+                    now[0].resize(task.codes.len() * width, 0.0);
+                    for (part, new) in now[0].chunks_mut(each * width).enumerate() {
+                        let ancestors = &ancestors[part * each * level..][..new.len() / width * level];
+                        parts[part][layer].push(Share { new, past, ancestors, memory: memory.get(layer) });
+                    }
+                }
             }
-            let path = |parent: &u32| &request.ancestors[*parent as usize * before..][..before];
-            request.longer.clear();
-            for parent in &parents {
-                request.longer.extend_from_slice(path(parent));
-                request.longer.push(*parent);
-            }
-            std::mem::swap(&mut request.ancestors, &mut request.longer);
-        }
-        let each = codes.len().div_ceil(muster.threads()).max(1);
-        let classes = self.heads[level].outputs();
-        request.room_for(muster.threads());
-        let Request { memory, past, ancestors, x, rooms, .. } = request;
-        let mut earlier = Vec::with_capacity(self.blocks.len());
-        let mut new = Vec::with_capacity(self.blocks.len());
-        for (block, past) in self.blocks.iter().zip(past) {
-            let width = block.key_value_width();
-            if past.len() == level {
-                past.push(Vec::new());
-            }
-            let (before, now) = past.split_at_mut(level);
-            now[0].resize(codes.len() * width, 0.0);
-            earlier.push(&*before);
-            new.push(now[0].chunks_mut(each * width));
-        }
-        let rows = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
-        let parts = rows.zip(rooms).enumerate().map(|(part, ((x, log_probs), room))| {
-            let first = part * each * level;
-            let ancestors = &ancestors[first..][..x.len() / self.dim * level];
-            let new: Vec<&mut [f32]> = new.iter_mut().map(|new| new.next().unwrap_or_default()).collect();
-            (x, log_probs, ancestors, new, room)
+            let classes = self.heads[level].outputs();
+            let rows = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
+            muster.run(rows.zip(parts).zip(&mut *rooms), |(((x, log_probs), mut shares), room), _| {
+                for (block, shares) in self.blocks.iter().zip(&mut shares) {
+                    block.step(x, shares, self.bias.as_ref(), room);
+                }
+                norm(x, self.dim, &mut room.normed);
+                let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
+                self.heads[level].product(normed, log_probs, classes, Into::Place);
+                log_probs.chunks_exact_mut(classes).for_each(log_softmax_row);
+            });
+            rooms[0].x = x;
         });
-        muster.run(parts, |(x, log_probs, ancestors, new, room), _| {
-            for (layer, (block, new)) in self.blocks.iter().zip(new).enumerate() {
-                block.step(x, new, self.bias.as_ref(), memory.get(layer), earlier[layer], ancestors, room);
-            }
-            norm(x, self.dim, &mut room.normed);
-            let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
-            self.heads[level].product(normed, log_probs, classes, Into::Place);
-            log_probs.chunks_exact_mut(classes).for_each(log_softmax_row);
-        });
+    }
+
+    /// Takes up the beams of a step; their inputs go behind `x`.
+    fn begin(&self, task: &mut Task, level: usize, x: &mut Vec<f32>) {
+        let Task { request, parents, codes } = task;
+        let Some(before) = level.checked_sub(1) else {
+            return codes.iter().for_each(|_| x.extend_from_slice(&request.first));
+        };
+        for code in codes {
+            let row = self.level_starts[before] as usize + *code as usize;
+            x.extend_from_slice(&self.codes[row * self.dim..][..self.dim]);
+        }
+        request.longer.clear();
+        for parent in parents {
+            request.longer.extend_from_slice(&request.ancestors[*parent as usize * before..][..before]);
+            request.longer.push(*parent);
+        }
+        std::mem::swap(&mut request.ancestors, &mut request.longer);
+    }
+}
+
+/// Rooms that nobody is in. Who works alone gets the one that was left last, which caches still know.
+#[derive(Debug, Default)]
+pub(crate) struct Rooms(Mutex<Vec<Scratch>>);
+
+impl Rooms {
+    /// Runs with so many rooms.
+    pub(crate) fn lend<T>(&self, count: usize, run: impl FnOnce(&mut [Scratch]) -> T) -> T {
+        let spare = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rooms: Vec<Scratch> = {
+            let mut spare = spare();
+            let first = spare.len().saturating_sub(count);
+            spare.drain(first..).collect()
+        };
+        rooms.resize_with(count, Scratch::default);
+        let done = run(&mut rooms);
+        spare().extend(rooms);
+        done
     }
 }
 
@@ -125,11 +155,6 @@ pub(crate) struct Request {
     ancestors: Vec<u32>,
     /// The next ones.
     longer: Vec<u32>,
-    pub(crate) x: Vec<f32>,
-    /// One a thread.
-    pub(crate) rooms: Vec<Scratch>,
-    /// Keys and values of an encoder's block.
-    pub(crate) encoder: PackedMemory,
 }
 
 impl Request {
@@ -138,13 +163,6 @@ impl Request {
         self.first.extend_from_slice(first);
         self.past.resize_with(blocks, Vec::new);
         self.ancestors.clear();
-    }
-
-    /// A room for each of so many threads.
-    pub(crate) fn room_for(&mut self, threads: usize) {
-        if self.rooms.len() < threads {
-            self.rooms.resize_with(threads, Scratch::default);
-        }
     }
 }
 
@@ -161,7 +179,6 @@ struct Task<'a> {
     request: &'a mut Request,
     parents: Vec<u32>,
     codes: Vec<u32>,
-    log_probs: &'a mut [f32],
 }
 
 impl<'a> PackedSession<'a> {
@@ -185,27 +202,38 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
         let width = expect_level(decoder, level)?;
         let mut data = vec![0.0; beams.rows() * width];
         let ranges: Vec<_> = (0..self.requests.len()).map(|request| beams.rows_of(request)).collect();
-        let mut rest = data.as_mut_slice();
-        let mut tasks = Vec::with_capacity(ranges.len());
-        for (at, (request, range)) in self.requests.iter_mut().zip(&ranges).enumerate() {
-            let (log_probs, after) = rest.split_at_mut(range.len() * width);
-            rest = after;
+        let tasks = self.requests.iter_mut().zip(&ranges).enumerate().map(|(at, (request, range))| {
             let first = if level == 0 { 0 } else { self.before.get(at).map_or(0, |before| before.start) };
             let parents = range.clone().map(|row| (beams.parent(row) - first) as u32).collect();
             let codes = range.clone().map(|row| beams.codes(row).last().map_or(0, |code| u32::from(*code))).collect();
-            tasks.push(Task { request, parents, codes, log_probs });
-        }
+            Task { request, parents, codes }
+        });
+        let mut tasks: Vec<_> = tasks.collect();
         if tasks.len() == 1 {
             let rows = beams.rows();
             let row: usize = decoder.blocks.iter().map(PackedBlock::work).sum();
-            let muster = decoder.crew.muster(rows, rows * row);
-            tasks.into_iter().for_each(|task| decoder.advance(task, level, &muster));
+            decoder.advance(&mut tasks, &mut data, level, &decoder.crew.muster(rows, rows * row));
         } else {
-            on_threads(tasks.into_iter(), |task| decoder.advance(task, level, &Muster::alone()));
+            let widest = ranges.iter().map(Range::len).max().unwrap_or(0);
+            let groups = groups(tasks.len(), widest, rayon::current_num_threads());
+            let (mut tasks, mut rest) = (tasks.as_mut_slice(), data.as_mut_slice());
+            let parts = groups.map(|group| {
+                let rows: usize = ranges[group.clone()].iter().map(Range::len).sum();
+                let part = tasks.split_off_mut(..group.len()).unwrap_or_default();
+                (part, rest.split_off_mut(..rows * width).unwrap_or_default())
+            });
+            on_threads(parts, |(tasks, log_probs)| decoder.advance(tasks, log_probs, level, &Muster::alone()));
         }
         self.before = ranges;
         Ok(Scores { width, data })
     }
+}
+
+/// Requests of at most `widest` rows that step together, as even as can be among `threads`.
+fn groups(requests: usize, widest: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let least = requests.div_ceil((JOINED / widest.max(1)).max(1));
+    let of = least.next_multiple_of(threads.max(1)).min(requests);
+    (0..of).map(move |group| group * requests / of..(group + 1) * requests / of)
 }
 
 /// Codes of `level`.

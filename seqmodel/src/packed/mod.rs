@@ -11,7 +11,7 @@ mod parts;
 
 pub(crate) use block::{Bias, PackedBlock, norm};
 pub use decoder::PackedSession;
-pub(crate) use decoder::{PackedDecoder, Request};
+pub(crate) use decoder::{PackedDecoder, Request, Rooms};
 pub(crate) use matrix::Packed;
 pub use matrix::Precision;
 pub(crate) use parts::{Crew, Muster, on_threads};

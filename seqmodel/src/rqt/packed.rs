@@ -6,7 +6,7 @@
 use super::{Encoded, Rqt};
 use crate::history_cache::HistoryCache;
 use crate::nn::{Keys, with_values};
-use crate::packed::{Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision};
+use crate::packed::{Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Rooms};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rqvae::ItemIdx;
@@ -44,6 +44,7 @@ impl PackedRqt {
             level_starts: model.level_starts().to_vec(),
             heads: heads.iter().map(head).collect::<Result<_>>()?,
             spare: Mutex::default(),
+            rooms: Rooms::default(),
             crew: Crew::default(),
         };
         Ok(Self { model: model.clone(), decoder, cache: None })
