@@ -3,7 +3,7 @@
 //!
 //! A row is rounded to steps of its greatest size over 127, a weight to steps of its output's. A row's bytes are shifted by
 //! 128, since the instructions want them without a sign; what that adds, 128 times the sum of an output's weights, is taken
-//! away again. Where there are no such instructions, [`round`] and products in 32 bits give the same up to rounding.
+//! away before. Where there are no such instructions, [`round`] and products in 32 bits give the same up to rounding.
 
 use super::matrix::{Into, PANEL, Rows, turns};
 use std::cell::RefCell;
@@ -19,9 +19,9 @@ pub(super) struct Bytes {
     groups: usize,
     /// (outputs / `PANEL`, groups, `PANEL`, `GROUP`), zeros behind the last output and input.
     panels: Vec<[i8; PANEL * GROUP]>,
-    /// What a weight of 1 stands for, output by output, and 128 times the sum of an output's weights.
+    /// What a weight of 1 stands for, output by output, and what its sums start from: -128 times the sum of its weights.
     scales: Vec<f32>,
-    shifts: Vec<i32>,
+    starts: Vec<i32>,
 }
 
 /// Rows in bytes.
@@ -40,20 +40,10 @@ thread_local! {
 /// What a step of a row stands for, and how many steps 1 is. Not finite where the row is not.
 #[inline(always)]
 fn steps(row: &[f32]) -> (f32, f32) {
-    let mut lanes = [(0f32, 0f32); 16];
-    let (chunks, rest) = row.as_chunks::<16>();
-    let see = |(most, poison): &mut (f32, f32), x: f32| {
-        *most = most.max(x.abs());
-        *poison += x * 0.0;
-    };
-    for chunk in chunks {
-        for at in 0..16 {
-            see(&mut lanes[at], chunk[at]);
-        }
-    }
-    rest.iter().for_each(|x| see(&mut lanes[0], *x));
-    let (most, poison) = lanes.iter().fold((0f32, 0f32), |(m, p), (most, poison)| (m.max(*most), p + poison));
-    (most / 127.0 + poison, if most > 0.0 { 127.0 / most } else { 0.0 })
+    // Bits of sizes are in the order of the sizes, with what is not finite behind all others.
+    let size = |x: f32| x.to_bits() & !(1 << 31);
+    let most = f32::from_bits(row.iter().map(|x| size(*x)).fold(0, u32::max));
+    (most / 127.0, if most > 0.0 { 127.0 / most } else { 0.0 })
 }
 
 /// Adding this rounds to a whole number, which is then in the lowest bits.
@@ -80,18 +70,18 @@ impl Bytes {
     pub(super) fn new(outputs: usize, inputs: usize, bytes: &[i8], scales: Vec<f32>) -> Self {
         let groups = inputs.div_ceil(GROUP);
         let mut panels = Vec::with_capacity(outputs.div_ceil(PANEL) * groups);
-        let mut shifts = vec![0; scales.len()];
+        let mut starts = vec![0; scales.len()];
         for (panel, bytes) in bytes.chunks_exact((inputs * PANEL).max(1)).enumerate() {
             for group in bytes.chunks(GROUP * PANEL) {
                 let mut line = [0; PANEL * GROUP];
                 for (at, byte) in group.iter().enumerate() {
                     line[at % PANEL * GROUP + at / PANEL] = *byte;
-                    shifts[panel * PANEL + at % PANEL] += 128 * i32::from(*byte);
+                    starts[panel * PANEL + at % PANEL] -= 128 * i32::from(*byte);
                 }
                 panels.push(line);
             }
         }
-        Self { outputs, groups, panels, scales, shifts }
+        Self { outputs, groups, panels, scales, starts }
     }
 
     /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Bytes::fast`].
@@ -112,16 +102,22 @@ impl Bytes {
     /// Sums of `row`, those of the outputs from `from` on, to their place.
     #[inline(always)]
     fn put<const N: usize>(&self, row: usize, from: usize, step: f32, sums: [i32; N], out: &mut Sink) {
-        let width = N.min(self.outputs.saturating_sub(from));
-        let (scales, shifts) = (&self.scales[from..][..N], &self.shifts[from..][..N]);
+        let Some(scales) = self.scales.get(from..).and_then(<[f32]>::first_chunk::<N>) else { return };
         let mut line = [0f32; N];
         for at in 0..N {
-            line[at] = (sums[at] - shifts[at]) as f32 * (scales[at] * step);
+            line[at] = sums[at] as f32 * (scales[at] * step);
         }
-        if width == 0 {
+        let width = N.min(self.outputs.saturating_sub(from));
+        let places = &mut out.out[row * out.stride + from.min(self.outputs)..][..width];
+        // A whole line is a few vectors, where one of any length would be copied by a call.
+        if let Some(places) = places.first_chunk_mut::<N>() {
+            let (on_top, clip) = (out.into == Into::Sum, out.into == Into::Relu);
+            for at in 0..N {
+                let sum = if on_top { places[at] + line[at] } else { line[at] };
+                places[at] = if clip { sum.max(0.0) } else { sum };
+            }
             return;
         }
-        let places = &mut out.out[row * out.stride + from..][..width];
         match out.into {
             Into::Place => places.copy_from_slice(&line[..width]),
             Into::Relu => places.iter_mut().zip(line).for_each(|(place, sum)| *place = sum.max(0.0)),
@@ -176,21 +172,23 @@ mod x86 {
     use super::{Bytes, GROUP, PANEL, Rounded, Rows, Sink, turns};
     use crate::packed::matrix::prefetch;
     use core::arch::x86_64::{
-        __m256i, __m512i, _mm256_dpbusd_avx_epi32, _mm256_set1_epi32, _mm256_setzero_si256, _mm512_dpbusd_epi32,
-        _mm512_set1_epi32, _mm512_setzero_si512,
+        __m256i, __m512i, _mm256_dpbusd_avx_epi32, _mm256_set1_epi32, _mm512_dpbusd_epi32, _mm512_set1_epi32,
     };
 
     /// See the macro of the same name for numbers in 32 bits: a name for each row, two vectors of a panel from the
     /// `$start`-th on.
     macro_rules! tile {
         ($self:ident, $rounded:ident, $out:ident, $panel:ident, $start:expr, $turn:ident,
-         [$vector:ty, $zero:ident, $splat:ident, $dot:ident, $lanes:literal], $($name:ident)+) => {{
+         [$vector:ty, $splat:ident, $dot:ident, $lanes:literal], $($name:ident)+) => {{
             let groups = $self.groups;
             let weights = &$self.panels[$panel * groups..][..groups];
             let mut row = $turn.first..;
+            let (starts, _) = $self.starts[$panel * PANEL..][..PANEL].as_chunks::<$lanes>();
             $(
                 let bytes = &$rounded.bytes[row.next().unwrap_or(0) * groups..][..groups];
-                let mut $name = (bytes, $zero(), $zero());
+                let low: $vector = bytemuck::must_cast(starts[$start]);
+                let high: $vector = bytemuck::must_cast(starts[$start + 1]);
+                let mut $name = (bytes, low, high);
             )+
             let step = (PANEL * GROUP).div_ceil($turn.of);
             let mut ahead = weights.as_ptr_range().end.cast::<u8>().wrapping_add(step * groups * $turn.number);
@@ -219,14 +217,14 @@ mod x86 {
     macro_rules! wide {
         ($self:ident, $rounded:ident, $out:ident, $panel:ident, $turn:ident, $($name:ident)+) => {
             tile!($self, $rounded, $out, $panel, 0, $turn,
-                [__m512i, _mm512_setzero_si512, _mm512_set1_epi32, _mm512_dpbusd_epi32, 16], $($name)+)
+                [__m512i, _mm512_set1_epi32, _mm512_dpbusd_epi32, 16], $($name)+)
         };
     }
 
     macro_rules! narrow {
         ($self:ident, $rounded:ident, $out:ident, $panel:ident, $start:ident, $turn:ident, $($name:ident)+) => {
             tile!($self, $rounded, $out, $panel, $start, $turn,
-                [__m256i, _mm256_setzero_si256, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, 8], $($name)+)
+                [__m256i, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, 8], $($name)+)
         };
     }
 
