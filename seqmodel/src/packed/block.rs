@@ -253,14 +253,7 @@ impl PackedBlock {
 
     /// Attention of each beam to its own few positions, `weights` (steps so far + 1,) being room for one row.
     #[inline(always)]
-    fn own_path(
-        &self,
-        projected: &[f32],
-        bias: Option<&Bias>,
-        share: &Share,
-        mixed: &mut [f32],
-        weights: &mut [f32],
-    ) {
+    fn own_path(&self, projected: &[f32], bias: Option<&Bias>, share: &Share, mixed: &mut [f32], weights: &mut [f32]) {
         let (width, hd, steps) = (self.width(), self.shape.head_dim, share.past.len());
         for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
             let ancestors = &share.ancestors[row * steps..][..steps];
@@ -328,19 +321,36 @@ fn attend<'b>(
     let seq = keys.outputs();
     scores.resize(queries.count * seq, 0.0);
     keys.product(queries, scores, seq, Into::Place);
-    vectorized!({
-        for (query, row) in scores.chunks_exact_mut(seq.max(1)).enumerate() {
-            if let Some(bias) = bias {
+    pulp::Arch::new().dispatch(Softmax { scores, seq, bias });
+    let weights = Rows { data: scores, stride: seq, count: queries.count };
+    values.product(weights, mixed, width, Into::Place);
+}
+
+/// Softmax of each row of `scores` (queries, seq), what `bias` says of its query added before.
+struct Softmax<'a, 'b> {
+    scores: &'a mut [f32],
+    seq: usize,
+    bias: Option<&'a dyn Fn(usize) -> &'b [f32]>,
+}
+
+impl pulp::WithSimd for Softmax<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        for (query, row) in self.scores.chunks_exact_mut(self.seq.max(1)).enumerate() {
+            if let Some(bias) = self.bias {
                 axpy(row, 1.0, bias(query));
             }
-            let max = max_of(row);
+            // The greatest is the same in any order, unlike a sum.
+            let (vectors, rest) = S::as_simd_f32s(row);
+            let most = vectors.iter().fold(simd.splat_f32s(f32::NEG_INFINITY), |most, x| simd.max_f32s(most, *x));
+            let max = rest.iter().fold(simd.reduce_max_f32s(most), |most, x| most.max(*x));
             row.iter_mut().for_each(|weight| *weight = exp(*weight - max));
             let scale = 1.0 / sum_of(row);
             row.iter_mut().for_each(|weight| *weight *= scale);
         }
-    });
-    let weights = Rows { data: scores, stride: seq, count: queries.count };
-    values.product(weights, mixed, width, Into::Place);
+    }
 }
 
 /// Locks that nobody holds when they are asked for: the meetings see to it. A thread that panicked has told the others.

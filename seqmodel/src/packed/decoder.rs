@@ -244,3 +244,22 @@ fn expect_level(decoder: &PackedDecoder, level: usize) -> Result<usize> {
         found: format!("level {level}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_take_every_request_and_keep_within_bounds() {
+        for requests in 0..70 {
+            for widest in [0, 1, 10, 30, 50, 96, 97, 1000] {
+                for threads in 1..5 {
+                    let groups: Vec<_> = groups(requests, widest, threads).collect();
+                    assert_eq!(groups.iter().cloned().flatten().collect::<Vec<_>>(), (0..requests).collect::<Vec<_>>());
+                    assert!(groups.iter().all(|group| group.len() * widest <= JOINED.max(widest)));
+                    assert!(groups.len() >= threads.min(requests));
+                }
+            }
+        }
+    }
+}

@@ -111,8 +111,13 @@ impl Packed {
     pub(crate) fn fill_columns<'a>(&mut self, outputs: usize, inputs: usize, columns: impl Iterator<Item = &'a [f32]>) {
         self.make_room(outputs, inputs);
         for (input, column) in columns.enumerate() {
-            for (panel, numbers) in column.chunks(PANEL).enumerate() {
-                self.panels[(panel * inputs + input) * PANEL..][..numbers.len()].copy_from_slice(numbers);
+            let (whole, rest) = column.as_chunks::<PANEL>();
+            let (lines, _) = self.panels.as_chunks_mut::<PANEL>();
+            let mut lines = lines[input..].iter_mut().step_by(inputs);
+            // A line of known length is a few vectors, any other a call.
+            whole.iter().zip(lines.by_ref()).for_each(|(numbers, line)| *line = *numbers);
+            if let Some(line) = lines.next() {
+                line[..rest.len()].copy_from_slice(rest);
             }
         }
     }

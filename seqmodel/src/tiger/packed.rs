@@ -9,8 +9,7 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm,
-    on_threads,
+    Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm, on_threads,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -271,19 +270,28 @@ mod tests {
     #[test]
     fn threads_and_neighbours_change_no_bit() {
         let (model, trie) = tiny();
-        let mut packed = PackedTiger::new(&model).unwrap();
-        let histories = histories(9, 3);
-        let mut alone = |threads| -> Vec<_> {
-            // However small the parts are.
-            packed.decoder.crew = Crew::with_least(threads, 1);
-            histories.iter().map(|history| run(&packed, &trie, std::slice::from_ref(history), 30).remove(0)).collect()
-        };
-        let expected = alone(1);
-        assert!(expected.iter().all(|list| list.len() == 30));
-        for threads in 2..=4 {
-            assert_eq!(alone(threads), expected);
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let mut packed = PackedTiger::stored_as(&model, precision).unwrap();
+            let histories = histories(29, 3);
+            let alone = |packed: &mut PackedTiger, threads, width| -> Vec<_> {
+                // However small the parts are.
+                packed.decoder.crew = Crew::with_least(threads, 1);
+                let run = |history| run(packed, &trie, std::slice::from_ref(history), width).remove(0);
+                histories.iter().map(run).collect()
+            };
+            // Seven, three or one of them step together, the last ones as they come.
+            for width in [13, 30, 100] {
+                let expected = alone(&mut packed, 1, width);
+                assert!(expected.iter().all(|list| list.len() == width));
+                for threads in 2..=4 {
+                    assert_eq!(alone(&mut packed, threads, width), expected);
+                }
+                for batch in [2, 9, 29] {
+                    let found: Vec<_> = histories.chunks(batch).flat_map(|h| run(&packed, &trie, h, width)).collect();
+                    assert_eq!(found, expected);
+                }
+            }
         }
-        assert_eq!(run(&packed, &trie, &histories, 30), expected);
     }
 
     #[test]
