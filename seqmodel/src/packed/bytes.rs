@@ -98,32 +98,6 @@ impl Bytes {
             }
         });
     }
-
-    /// Sums of `row`, those of the outputs from `from` on, to their place.
-    #[inline(always)]
-    fn put<const N: usize>(&self, row: usize, from: usize, step: f32, sums: [i32; N], out: &mut Sink) {
-        let Some(scales) = self.scales.get(from..).and_then(<[f32]>::first_chunk::<N>) else { return };
-        let mut line = [0f32; N];
-        for at in 0..N {
-            line[at] = sums[at] as f32 * (scales[at] * step);
-        }
-        let width = N.min(self.outputs.saturating_sub(from));
-        let places = &mut out.out[row * out.stride + from.min(self.outputs)..][..width];
-        // A whole line is a few vectors, where one of any length would be copied by a call.
-        if let Some(places) = places.first_chunk_mut::<N>() {
-            let (on_top, clip) = (out.into == Into::Sum, out.into == Into::Relu);
-            for at in 0..N {
-                let sum = if on_top { places[at] + line[at] } else { line[at] };
-                places[at] = if clip { sum.max(0.0) } else { sum };
-            }
-            return;
-        }
-        match out.into {
-            Into::Place => places.copy_from_slice(&line[..width]),
-            Into::Relu => places.iter_mut().zip(line).for_each(|(place, sum)| *place = sum.max(0.0)),
-            Into::Sum => places.iter_mut().zip(line).for_each(|(place, sum)| *place += sum),
-        }
-    }
 }
 
 impl Rounded {
@@ -169,17 +143,85 @@ fn kernel() -> Option<Kernel> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Bytes, GROUP, PANEL, Rounded, Rows, Sink, turns};
+    use super::{Bytes, GROUP, Into, PANEL, Rounded, Rows, Sink, turns};
     use crate::packed::matrix::prefetch;
     use core::arch::x86_64::{
-        __m256i, __m512i, _mm256_dpbusd_avx_epi32, _mm256_set1_epi32, _mm512_dpbusd_epi32, _mm512_set1_epi32,
+        __m256, __m256i, __m512, __m512i, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_max_ps,
+        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_cvtepi32_ps,
+        _mm512_dpbusd_epi32, _mm512_max_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     };
+
+    /// Two vectors of sums of `row`, those of the outputs from `from` on, to their places.
+    macro_rules! put {
+        ($put:ident, $features:literal, [$sums:ty, $vector:ty, $lanes:literal],
+         $convert:ident, $multiply:ident, $add:ident, $greater:ident, $splat:ident, $zero:ident) => {
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn $put(this: &Bytes, row: usize, from: usize, step: f32, sums: [$sums; 2], out: &mut Sink) {
+                const WIDTH: usize = 2 * $lanes;
+                let Some(scales) = this.scales.get(from..).and_then(<[f32]>::first_chunk::<WIDTH>) else { return };
+                let (scales, step): ([$vector; 2], _) = (bytemuck::must_cast(*scales), $splat(step));
+                let low = $multiply($convert(sums[0]), $multiply(scales[0], step));
+                let high = $multiply($convert(sums[1]), $multiply(scales[1], step));
+                let Some(places) = out.out.get_mut(row * out.stride + from..) else { return };
+                match places.first_chunk_mut::<WIDTH>() {
+                    Some(places) if from + WIDTH <= this.outputs => {
+                        let before: [$vector; 2] = bytemuck::must_cast(*places);
+                        *places = bytemuck::must_cast(match out.into {
+                            Into::Place => [low, high],
+                            Into::Relu => [$greater(low, $zero()), $greater(high, $zero())],
+                            Into::Sum => [$add(before[0], low), $add(before[1], high)],
+                        });
+                    }
+                    _ => {
+                        let width = this.outputs.saturating_sub(from).min(WIDTH);
+                        let line: [f32; WIDTH] = bytemuck::must_cast([low, high]);
+                        part(&line[..width], places, out.into);
+                    }
+                }
+            }
+        };
+    }
+    put!(
+        put_wide,
+        "avx512f",
+        [__m512i, __m512, 16],
+        _mm512_cvtepi32_ps,
+        _mm512_mul_ps,
+        _mm512_add_ps,
+        _mm512_max_ps,
+        _mm512_set1_ps,
+        _mm512_setzero_ps
+    );
+    put!(
+        put_narrow,
+        "avx2",
+        [__m256i, __m256, 8],
+        _mm256_cvtepi32_ps,
+        _mm256_mul_ps,
+        _mm256_add_ps,
+        _mm256_max_ps,
+        _mm256_set1_ps,
+        _mm256_setzero_ps
+    );
+
+    /// The last outputs, where they fill no line.
+    #[inline(never)]
+    fn part(line: &[f32], places: &mut [f32], into: Into) {
+        for (place, sum) in places.iter_mut().zip(line) {
+            *place = match into {
+                Into::Place => *sum,
+                Into::Relu => sum.max(0.0),
+                Into::Sum => *place + sum,
+            };
+        }
+    }
 
     /// See the macro of the same name for numbers in 32 bits: a name for each row, two vectors of a panel from the
     /// `$start`-th on.
     macro_rules! tile {
         ($self:ident, $rounded:ident, $out:ident, $panel:ident, $start:expr, $turn:ident,
-         [$vector:ty, $splat:ident, $dot:ident, $lanes:literal], $($name:ident)+) => {{
+         [$vector:ty, $splat:ident, $dot:ident, $put:ident, $lanes:literal], $($name:ident)+) => {{
             let groups = $self.groups;
             let weights = &$self.panels[$panel * groups..][..groups];
             let mut row = $turn.first..;
@@ -207,9 +249,8 @@ mod x86 {
             }
             let mut row = $turn.first..;
             $(
-                let sums: [i32; 2 * $lanes] = bytemuck::must_cast([$name.1, $name.2]);
-                let at = row.next().unwrap_or(0);
-                $self.put(at, $panel * PANEL + $start * $lanes, $rounded.steps[at], sums, &mut $out);
+                let (at, sums) = (row.next().unwrap_or(0), [$name.1, $name.2]);
+                $put($self, at, $panel * PANEL + $start * $lanes, $rounded.steps[at], sums, &mut $out);
             )+
         }};
     }
@@ -217,14 +258,14 @@ mod x86 {
     macro_rules! wide {
         ($self:ident, $rounded:ident, $out:ident, $panel:ident, $turn:ident, $($name:ident)+) => {
             tile!($self, $rounded, $out, $panel, 0, $turn,
-                [__m512i, _mm512_set1_epi32, _mm512_dpbusd_epi32, 16], $($name)+)
+                [__m512i, _mm512_set1_epi32, _mm512_dpbusd_epi32, put_wide, 16], $($name)+)
         };
     }
 
     macro_rules! narrow {
         ($self:ident, $rounded:ident, $out:ident, $panel:ident, $start:ident, $turn:ident, $($name:ident)+) => {
             tile!($self, $rounded, $out, $panel, $start, $turn,
-                [__m256i, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, 8], $($name)+)
+                [__m256i, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, put_narrow, 8], $($name)+)
         };
     }
 
