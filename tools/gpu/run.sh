@@ -38,6 +38,13 @@ fi
 if [ -d data ] && [ "$(left)" -gt 120 ]; then
     items=$(ls data/items.*) interactions=$(ls data/interactions.*)
     ./sidrec sids build --items $items --out catalogue > "$out/sids.json" 2> "$out/sids.log"
+    for bench in fit encode; do
+        for device in cuda cpu; do
+            timeout 30 ./sidrec bench $bench --items 100000 --dim 768 --codebook-size 1024 --iterations 5 --runs 1 \
+                --device $device --json > "$out/bench-$bench-$device.json" 2> "$out/bench-$bench-$device.log"
+            echo "bench $bench on $device: exit code $?" | tee -a "$out/summary.txt"
+        done
+    done
     for model in tiger rqt; do
         timeout 60 ./sidrec bench train --model $model --device cuda --json > "$out/bench-train-$model.json" \
             2> "$out/bench-train-$model.log"

@@ -299,7 +299,7 @@ fn build(args: &BuildArgs) -> Result<()> {
 }
 
 /// Where a quantiser of that method is fitted and encodes, `None` for the processor.
-fn device(choice: DeviceChoice, method: Method) -> Result<Option<Arc<dyn Device>>> {
+pub(crate) fn device(choice: DeviceChoice, method: Method) -> Result<Option<Arc<dyn Device>>> {
     match choice {
         DeviceChoice::Cuda => gpu::device(choice),
         choice if method == Method::RqVae => gpu::device(choice),

@@ -3,8 +3,9 @@
 use super::line::{BenchLine, peak_rss_bytes, quantile_ms};
 use super::vectors::{QuantizerBenchArgs, object};
 use crate::cli::json_line;
+use crate::jobs::build_sids;
 use anyhow::Result;
-use rqvae::{Encoded, SidEncoder, Vectors, fit_quantizer};
+use rqvae::{Behavior, Encoded, SidEncoder, Vectors};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,16 @@ use std::time::{Duration, Instant};
 const SAMPLE: usize = 500;
 
 pub(super) fn run(args: &QuantizerBenchArgs) -> Result<()> {
-    let (config, content) = (args.config()?, args.vectors()?);
-    let quantizer = fit_quantizer(&config, &content, &mut |_| ())?;
+    let config = args.config()?;
+    let (device, content) = (args.device(&config)?, args.vectors()?);
+    let on = device.as_ref().map_or_else(|| "cpu".into(), |device| device.name());
+    let quantizer = build_sids::fit(&config, &content, &Behavior::default(), device.as_ref(), &mut |_| ())?;
+    let encode = || build_sids::encode(quantizer.as_ref(), &content, device.as_ref());
     let mut times: Vec<Duration> = Vec::new();
-    let mut encoded = quantizer.encode(&content)?;
+    let mut encoded = encode()?;
     for _ in 0..args.runs {
         let began = Instant::now();
-        encoded = quantizer.encode(&content)?;
+        encoded = encode()?;
         times.push(began.elapsed());
     }
     times.sort_unstable();
@@ -34,7 +38,7 @@ pub(super) fn run(args: &QuantizerBenchArgs) -> Result<()> {
     let nearest = last_codes_are_nearest(quantizer.as_ref(), &content, &encoded, &sample)?;
     json_line(&BenchLine {
         name: "encode",
-        device: "cpu",
+        device: &on,
         threads: rayon::current_num_threads(),
         params: args.params(&content, &config),
         p50_ms: 1e3 * median_s,

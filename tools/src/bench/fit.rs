@@ -3,20 +3,23 @@
 use super::line::{BenchLine, peak_rss_bytes, quantile_ms};
 use super::vectors::{QuantizerBenchArgs, object};
 use crate::cli::json_line;
+use crate::jobs::build_sids;
 use crate::progress::Stage;
 use anyhow::Result;
-use rqvae::{SidStats, fit_quantizer};
+use rqvae::{Behavior, SidStats};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
 pub(super) fn run(args: &QuantizerBenchArgs) -> Result<()> {
-    let (config, content) = (args.config()?, args.vectors()?);
+    let config = args.config()?;
+    let (device, content) = (args.device(&config)?, args.vectors()?);
+    let on = device.as_ref().map_or_else(|| "cpu".into(), |device| device.name());
     let mut times: Vec<Duration> = Vec::new();
     let mut outcomes = Vec::new();
     for run in 0..args.runs {
         let mut stage = (!args.json).then(|| Stage::new("fit", u64::from(args.runs)));
         let began = Instant::now();
-        let quantizer = fit_quantizer(&config, &content, &mut |p| {
+        let quantizer = build_sids::fit(&config, &content, &Behavior::default(), device.as_ref(), &mut |p| {
             if let Some(stage) = &mut stage {
                 stage.at(p.done as u64, p.total as u64, p.stage);
             }
@@ -25,7 +28,7 @@ pub(super) fn run(args: &QuantizerBenchArgs) -> Result<()> {
         if let Some(stage) = stage {
             stage.done(&format!("run {}: {:.2} s", run + 1, times[run as usize].as_secs_f64()));
         }
-        outcomes.push(quantizer.encode(&content)?);
+        outcomes.push(build_sids::encode(quantizer.as_ref(), &content, device.as_ref())?);
     }
     times.sort_unstable();
     let first = &outcomes[0];
@@ -33,7 +36,7 @@ pub(super) fn run(args: &QuantizerBenchArgs) -> Result<()> {
     let median_s = quantile_ms(&times, 0.5) / 1e3;
     json_line(&BenchLine {
         name: "fit",
-        device: "cpu",
+        device: &on,
         threads: rayon::current_num_threads(),
         params: args.params(&content, &config),
         p50_ms: 1e3 * median_s,

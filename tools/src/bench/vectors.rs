@@ -2,13 +2,16 @@
 
 use crate::catalogue::Catalogue;
 use crate::error::{Fault, fault};
-use crate::sids::MethodArg;
+use crate::gpu::DeviceChoice;
+use crate::sids::{MethodArg, device};
 use anyhow::Result;
+use beam::cuda::Device;
 use clap::{Args, ValueEnum};
 use rand::Rng;
 use rqvae::{QuantizerConfig, SeededRng, Vectors};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Heaps that made-up vectors lie around.
 const HEAPS: usize = 300;
@@ -42,9 +45,9 @@ pub(crate) struct QuantizerBenchArgs {
     /// Everything random follows from it
     #[arg(long, default_value_t = 0, env = "SIDREC_SEED")]
     seed: u64,
-    /// Quantisers run on the CPU
-    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu"], env = "SIDREC_DEVICE")]
-    device: String,
+    /// Where to fit and encode, as in `sids build`
+    #[arg(long, value_enum, default_value = "auto", env = "SIDREC_DEVICE")]
+    device: DeviceChoice,
     /// Only the JSON line
     #[arg(long)]
     pub(super) json: bool,
@@ -74,6 +77,11 @@ impl QuantizerBenchArgs {
         Ok(config)
     }
 
+    /// Where the quantiser computes, `None` for the processor.
+    pub(super) fn device(&self, config: &QuantizerConfig) -> Result<Option<Arc<dyn Device>>> {
+        device(self.device, config.method)
+    }
+
     /// The vectors: those of the catalogue, or heaps of made-up ones.
     pub(super) fn vectors(&self) -> Result<Vectors> {
         if let Some(dir) = &self.catalogue {
@@ -94,7 +102,7 @@ impl QuantizerBenchArgs {
     pub(super) fn params(&self, content: &Vectors, config: &QuantizerConfig) -> Map<String, Value> {
         object(json!({"method": config.method, "items": content.rows(), "dim": content.dim, "levels": config.levels,
             "codebook_size": config.codebook_size, "iterations": self.iterations, "runs": self.runs, "seed": self.seed,
-            "device": self.device,
+            "device": self.device.to_possible_value().map(|value| value.get_name().to_owned()),
             "real_vectors": self.catalogue.is_some()}))
     }
 }

@@ -212,7 +212,7 @@ pub struct Fit {
 }
 
 /// Fits a quantiser to `content` and what `behavior` says of it, on `device` where there is one.
-pub(super) fn fit(
+pub(crate) fn fit(
     config: &QuantizerConfig,
     content: &Vectors,
     behavior: &Behavior,
@@ -227,7 +227,7 @@ pub(super) fn fit(
 }
 
 /// Codes of `content`, found on `device` where there is one.
-pub(super) fn encode(
+pub(crate) fn encode(
     quantizer: &dyn SidEncoder,
     content: &Vectors,
     device: Option<&Arc<dyn Device>>,
