@@ -99,7 +99,7 @@ fn quantizers_are_as_good_as_the_hosts() {
         let equal = (0..ITEMS).filter(|&i| here.codes.row(i) == there.codes.row(i)).count();
         assert!(equal + 2 >= ITEMS, "{:?}: {equal} of {ITEMS} items have the same codes", config.method);
         let (expected, found) = (host.relative_error(&content), there.relative_error(&content));
-        assert!((found - expected).abs() < 0.1 * expected, "{:?}: {found} {expected}", config.method);
+        assert!((found - expected).abs() < 0.03 * expected, "{:?}: {found} {expected}", config.method);
         let again = fit(&config, &content, Some(&second)).encode_on(&content, Some(&second)).unwrap();
         assert_eq!(again, there, "{:?}", config.method);
     }
