@@ -105,11 +105,12 @@ impl Product {
         if args.flags & (NORM | HEADS) > 0 || args.row_ids != 0 || args.split != args.cols {
             return None;
         }
-        let (a, b) = (MatmulArgs { a: args.x, a_row: args.ldx, a_col: 1, m: args.rows, ..MatmulArgs::default() }, args);
+        let left = MatmulArgs { a: args.x, a_row: args.ldx, a_col: 1, m: args.rows, ..MatmulArgs::default() };
+        let by = MatmulArgs { b: args.w, b_row: args.ldw, b_col: 1, n: args.cols, k: args.inputs, ..left };
         let flags = if args.flags & ADD > 0 { ON_TOP } else { 0 };
-        let by = MatmulArgs { b: b.w, b_row: b.ldw, b_col: 1, n: b.cols, k: b.inputs, c: b.y0, ldc: b.ld0, flags, ..a };
+        let into = MatmulArgs { c: args.y0, ldc: args.ld0, flags, ..by };
         let outputs = if args.flags & (ADD | FLOATS) > 0 { Numbers::F32 } else { numbers };
-        Self::new(numbers, [numbers, outputs], args.flags & RELU > 0, &by)
+        Self::new(numbers, [numbers, outputs], args.flags & RELU > 0, &into)
     }
 
     fn new(numbers: Numbers, [inputs, outputs]: [Numbers; 2], relu: bool, args: &MatmulArgs) -> Option<Self> {

@@ -19,14 +19,15 @@ pub(crate) struct Points<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) dim: usize,
     device: Option<Box<dyn DevicePoints>>,
-    /// Whether the device has shown that it chooses as the host does.
-    trusted: bool,
+    /// Whether the device has shown that it multiplies, and that it chooses, as the host does.
+    multiplies: bool,
+    chooses: bool,
 }
 
 impl<'a> Points<'a> {
     /// Searched by the host.
     pub(crate) fn here(data: &'a [f32], dim: usize) -> Self {
-        Self { data, dim, device: None, trusted: false }
+        Self { data, dim, device: None, multiplies: false, chooses: false }
     }
 
     /// Searched on `device`, where there is one.
@@ -58,17 +59,26 @@ impl<'a> Points<'a> {
         };
         let mut codes = vec![0; self.data.len() / self.dim];
         ask(device.as_mut(), codewords, norms, &mut codes)?;
-        if !self.trusted {
+        if !self.chooses {
             agree(self.data, self.dim, codewords, norms, &codes)?;
-            self.trusted = true;
+            self.chooses = true;
         }
         Ok(codes)
     }
 
     /// Fills `out` (items, count) with the products of all points with the rows of `columns` (count, dim) where a device
     /// does that better than the host, which computes them block by block when it needs them; says whether it did.
+    ///
+    /// # Errors
+    /// The device fails, or does not multiply as the host does.
     pub(crate) fn dots(&mut self, columns: &[f32], out: &mut [f32]) -> Result<bool> {
-        self.device.as_mut().map_or(Ok(false), |device| device.dots(columns, out).map(|()| true))
+        let Some(device) = &mut self.device else { return Ok(false) };
+        device.dots(columns, out)?;
+        if !self.multiplies {
+            agree_on_dots(self.data, self.dim, columns, out)?;
+            self.multiplies = true;
+        }
+        Ok(true)
     }
 }
 
@@ -89,11 +99,8 @@ pub(crate) fn agree(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]
     let mut worse = 0;
     for ((x, &found), &best) in block.chunks_exact(dim).zip(codes).zip(&best) {
         let score = |code: Code| {
-            let (at, mut dot, mut size) = (usize::from(code), 0.0, 0.0);
-            for (x, c) in x.iter().zip(codewords.get(at * dim..).unwrap_or_default()) {
-                dot += x * c;
-                size += (x * c).abs();
-            }
+            let at = usize::from(code);
+            let (dot, size) = product(x, codewords.get(at * dim..).unwrap_or_default());
             norms.get(at).map(|norm| (0.5 * norm - dot, 0.5 * norm.abs() + size))
         };
         let (found, best) = (score(found), score(best));
@@ -106,4 +113,29 @@ pub(crate) fn agree(points: &[f32], dim: usize, codewords: &[f32], norms: &[f32]
     }
     let what = format!("for {worse} of {rows} items compared the device finds another codeword than the processor");
     Err(Error::Disagreement { what })
+}
+
+/// Refuses a device whose products of the first of `points` with `columns` are not the host's but for rounding.
+fn agree_on_dots(points: &[f32], dim: usize, columns: &[f32], found: &[f32]) -> Result<()> {
+    let (rows, count) = ((points.len() / dim).min(BLOCK), columns.len() / dim);
+    let wrong = points.chunks_exact(dim).take(rows).zip(found.chunks_exact(count.max(1))).filter(|(x, found)| {
+        columns.chunks_exact(dim).zip(*found).any(|(column, found)| {
+            let (dot, size) = product(x, column);
+            // The other way round it would not see what is no number.
+            let near = (dot - found).abs() <= APART * size;
+            !near
+        })
+    });
+    match wrong.count() {
+        0 => Ok(()),
+        wrong => {
+            let what = format!("of {wrong} of {rows} items compared the device has other products than the processor");
+            Err(Error::Disagreement { what })
+        }
+    }
+}
+
+/// The inner product, and the sum of the sizes of what is added up.
+fn product(x: &[f32], y: &[f32]) -> (f32, f32) {
+    x.iter().zip(y).fold((0.0, 0.0), |(dot, size), (x, y)| (dot + x * y, size + (x * y).abs()))
 }

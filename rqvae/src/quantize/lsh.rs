@@ -5,7 +5,7 @@
 //! Deviations: content is centred first. The reconstruction, for reports alone, is the sum of mean residuals of codes.
 
 use super::{Encoded, FILE, FORMAT, QuantizerConfig, ResidualQuantizer, SidEncoder, VERSION, Vectors, content_order};
-use crate::cluster::{Centered, at_once};
+use crate::cluster::{Centered, Points, at_once};
 use crate::{Accelerator, Artefact, ArtefactWriter, Code, CodeMatrix, Error, Result, SeededRng};
 use rand::Rng;
 use rayon::prelude::*;
@@ -52,11 +52,11 @@ impl Lsh {
         let code = |codes: &mut [Code], bit: usize, dot: f32| {
             codes[bit / bits] |= Code::from(dot > 0.0) << (bit % bits);
         };
-        if let Some(device) = device {
+        if device.is_some() {
             let rows = at_once(dim);
             for (flat, points) in flat.chunks_mut(rows * levels).zip(points.chunks(rows * dim)) {
                 let mut products = vec![0.0; points.len() / dim * bits * levels];
-                device.points(points, dim)?.dots(&self.planes, &mut products)?;
+                Points::on(device, points, dim)?.dots(&self.planes, &mut products)?;
                 for (codes, dots) in flat.chunks_exact_mut(levels).zip(products.chunks_exact(bits * levels)) {
                     dots.iter().enumerate().for_each(|(bit, &dot)| code(codes, bit, dot));
                 }
