@@ -5,6 +5,7 @@
 //! result depends on no other row of its step: those of one request can be parted among threads, and those of several
 //! go through the products together.
 
+use super::aligned::Aligned;
 use super::matrix::{Into, Packed, Precision, Rows};
 use super::parts::Muster;
 use crate::Result;
@@ -58,14 +59,14 @@ pub(crate) struct Share<'a> {
 /// Rows that a thread needs; grows to the largest step and stays.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
-    pub(crate) x: Vec<f32>,
+    pub(crate) x: Aligned<f32>,
     /// Keys and values of the block of an encoder that is at hand.
     pub(crate) memory: PackedMemory,
-    pub(super) normed: Vec<f32>,
-    projected: Vec<f32>,
-    mixed: Vec<f32>,
-    scores: Vec<f32>,
-    hidden: Vec<f32>,
+    pub(super) normed: Aligned<f32>,
+    projected: Aligned<f32>,
+    mixed: Aligned<f32>,
+    scores: Aligned<f32>,
+    hidden: Aligned<f32>,
 }
 
 /// Additions to attention scores: (heads, distances), the distance 0 at `zero`, keys behind the query to its right.
@@ -149,7 +150,7 @@ impl PackedBlock {
                 {
                     let room = &mut **write(&rooms[part]);
                     norm(x, dim, &mut room.normed);
-                    room.projected.resize(count * stride, 0.0);
+                    room.projected.make_room(count * stride);
                     let rows = Rows { data: &room.normed, stride: dim, count };
                     block.query_key_value.product(rows, &mut room.projected, stride, Into::Place);
                 }
@@ -164,7 +165,7 @@ impl PackedBlock {
                 }
                 meeting.wait();
                 let room = &mut **write(&rooms[part]);
-                room.mixed.resize(count * width, 0.0);
+                room.mixed.make_room(count * width);
                 for (head, packed) in heads.iter().enumerate() {
                     let (keys, values) = &*read(packed);
                     let queries = Rows { data: &room.projected[head * hd..], stride, count };
@@ -186,17 +187,17 @@ impl PackedBlock {
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
         let stride = 3 * width;
-        scratch.projected.resize(rows * stride, 0.0);
+        scratch.projected.make_room(rows * stride);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
         self.query_key_value.product(normed, &mut scratch.projected, stride, Into::Place);
-        scratch.mixed.resize(rows * width, 0.0);
+        scratch.mixed.make_room(rows * width);
         let mut first = 0;
         for share in &mut *shares {
             let count = share.new.len() / (2 * width);
             let projected = &scratch.projected[first * stride..][..count * stride];
             let rows_of_new = share.new.chunks_exact_mut(2 * width);
             projected.chunks_exact(stride).zip(rows_of_new).for_each(|(row, new)| new.copy_from_slice(&row[width..]));
-            scratch.scores.resize(share.past.len() + 1, 0.0);
+            scratch.scores.make_room(share.past.len() + 1);
             let (mixed, weights) = (&mut scratch.mixed[first * width..][..count * width], &mut scratch.scores);
             vectorized!(self.own_path(projected, bias, share, mixed, weights));
             first += count;
@@ -230,7 +231,7 @@ impl PackedBlock {
     pub(crate) fn remember(&self, states: &[f32], memory: &mut PackedMemory, scratch: &mut Scratch) {
         let Some((_, key_value, _)) = &self.memory else { return };
         let (seq, stride) = (states.len() / self.shape.dim, 2 * self.width());
-        scratch.projected.resize(seq * stride, 0.0);
+        scratch.projected.make_room(seq * stride);
         let states = Rows { data: states, stride: self.shape.dim, count: seq };
         key_value.product(states, &mut scratch.projected, stride, Into::Place);
         memory.resize(self.shape.heads);
@@ -244,7 +245,7 @@ impl PackedBlock {
         let (dim, hidden) = (self.shape.dim, self.inner.outputs());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
-        scratch.hidden.resize(rows * hidden, 0.0);
+        scratch.hidden.make_room(rows * hidden);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
         self.inner.product(normed, &mut scratch.hidden, hidden, Into::Relu);
         let hidden_rows = Rows { data: &scratch.hidden, stride: hidden, count: rows };
@@ -314,12 +315,12 @@ fn attend<'b>(
     values: &Packed,
     queries: Rows,
     bias: Option<&dyn Fn(usize) -> &'b [f32]>,
-    scores: &mut Vec<f32>,
+    scores: &mut Aligned<f32>,
     mixed: &mut [f32],
     width: usize,
 ) {
     let seq = keys.outputs();
-    scores.resize(queries.count * seq, 0.0);
+    scores.make_room(queries.count * seq);
     keys.product(queries, scores, seq, Into::Place);
     pulp::Arch::new().dispatch(Softmax { scores, seq, bias });
     let weights = Rows { data: scores, stride: seq, count: queries.count };
@@ -363,8 +364,8 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 }
 
 /// Rows of `x` (rows, dim) over their root mean squares.
-pub(crate) fn norm(x: &[f32], dim: usize, normed: &mut Vec<f32>) {
-    normed.resize(x.len(), 0.0);
+pub(crate) fn norm(x: &[f32], dim: usize, normed: &mut Aligned<f32>) {
+    normed.make_room(x.len());
     vectorized!({
         for (normed, x) in normed.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
             let scale = 1.0 / (dot(x, x) / dim as f32 + RmsNorm::EPSILON).sqrt();

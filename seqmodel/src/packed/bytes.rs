@@ -5,6 +5,7 @@
 //! 128, since the instructions want them without a sign; what that adds, 128 times the sum of an output's weights, is taken
 //! away before. Where there are no such instructions, [`round`] and products in 32 bits give the same up to rounding.
 
+use super::aligned::Aligned;
 use super::matrix::{Into, PANEL, Rows, turns};
 use std::cell::RefCell;
 
@@ -18,17 +19,20 @@ pub(super) struct Bytes {
     /// Groups of inputs.
     groups: usize,
     /// (outputs / `PANEL`, groups, `PANEL`, `GROUP`), zeros behind the last output and input.
-    panels: Vec<[i8; PANEL * GROUP]>,
+    panels: Aligned<Line>,
     /// What a weight of 1 stands for, output by output, and what its sums start from: -128 times the sum of its weights.
     scales: Vec<f32>,
     starts: Vec<i32>,
 }
 
+/// Weights of a group of inputs for the outputs of a panel.
+type Line = [i8; PANEL * GROUP];
+
 /// Rows in bytes.
 #[derive(Debug, Default)]
 struct Rounded {
     /// (rows, groups, `GROUP`), shifted by 128.
-    bytes: Vec<[u8; GROUP]>,
+    bytes: Aligned<[u8; GROUP]>,
     /// What a step of each row stands for.
     steps: Vec<f32>,
 }
@@ -81,15 +85,14 @@ impl Bytes {
                 panels.push(line);
             }
         }
-        Self { outputs, groups, panels, scales, starts }
+        Self { outputs, groups, panels: panels.into_iter().collect(), scales, starts }
     }
 
     /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Bytes::fast`].
     pub(super) fn product(&self, rows: Rows, inputs: usize, out: &mut [f32], stride: usize, into: Into) {
         let Some(kernel) = kernel() else { return };
         ROUNDED.with_borrow_mut(|rounded| {
-            rounded.bytes.resize(rows.count * self.groups, [128; GROUP]);
-            rounded.steps.resize(rows.count, 0.0);
+            rounded.make_room(rows.count, self.groups);
             let out = Sink { out, stride, into };
             // SAFETY: `kernel` has asked the processor whether it has the instructions.
             #[expect(unsafe_code, reason = "code for some processors alone")]
@@ -101,6 +104,12 @@ impl Bytes {
 }
 
 impl Rounded {
+    /// For whole tiles of rows: what lies behind the last one is computed with and never read out.
+    fn make_room(&mut self, rows: usize, groups: usize) {
+        self.bytes.make_room(rows.next_multiple_of(16) * groups);
+        self.steps.resize(self.steps.len().max(rows), 0.0);
+    }
+
     #[inline(always)]
     fn fill(&mut self, rows: Rows, inputs: usize, groups: usize) {
         for row in 0..rows.count {
@@ -136,6 +145,10 @@ fn kernel() -> Option<Kernel> {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vnni")
     {
+        #[cfg(target_os = "linux")]
+        if super::tiles::ready() {
+            return Some(x86::tiled);
+        }
         return Some(x86::wide);
     }
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni")).then_some(x86::narrow as Kernel)
@@ -147,7 +160,7 @@ mod x86 {
     use crate::packed::matrix::prefetch;
     use core::arch::x86_64::{
         __m256, __m256i, __m512, __m512i, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_max_ps,
-        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_cvtepi32_ps,
+        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtepi32_ps,
         _mm512_dpbusd_epi32, _mm512_max_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     };
 
@@ -292,6 +305,67 @@ mod x86 {
         }
     }
 
+    /// Fewest rows that tiles are faster with.
+    #[cfg(target_os = "linux")]
+    const TILED: usize = 16;
+
+    /// Two tiles of rows by the two of a panel at a time; what is left of the inputs by vectors.
+    #[cfg(target_os = "linux")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn tiled(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
+        use crate::packed::tiles::{DEPTH, SIDE, Tiles};
+
+        let (groups, blocks) = (this.groups, this.groups * GROUP / DEPTH);
+        if rows.count < TILED || blocks == 0 {
+            return wide(this, rows, inputs, rounded, out);
+        }
+        let Some(tiles) = Tiles::take() else { return wide(this, rows, inputs, rounded, out) };
+        rounded.fill(rows, inputs, groups);
+        let mut sums = [[[0; SIDE]; SIDE]; 4];
+        for (panel, weights) in this.panels.chunks_exact(groups).enumerate() {
+            let outputs: &[u8] = bytemuck::cast_slice(weights);
+            for first in (0..rows.count).step_by(2 * SIDE) {
+                let two = rows.count - first > SIDE;
+                let bytes = rounded.bytes[first * groups..].as_flattened();
+                tiles.clear::<0>();
+                tiles.clear::<1>();
+                tiles.clear::<2>();
+                tiles.clear::<3>();
+                for block in 0..blocks {
+                    let (inputs, outputs) = (&bytes[block * DEPTH..], &outputs[block * SIDE * PANEL * GROUP..]);
+                    tiles.load::<4>(inputs, groups * GROUP);
+                    tiles.load::<6>(outputs, PANEL * GROUP);
+                    tiles.load::<7>(&outputs[DEPTH..], PANEL * GROUP);
+                    tiles.multiply::<0, 4, 6>();
+                    tiles.multiply::<1, 4, 7>();
+                    if two {
+                        tiles.load::<5>(&inputs[SIDE * groups * GROUP..], groups * GROUP);
+                        tiles.multiply::<2, 5, 6>();
+                        tiles.multiply::<3, 5, 7>();
+                    }
+                }
+                tiles.store::<0>(&mut sums[0]);
+                tiles.store::<1>(&mut sums[1]);
+                tiles.store::<2>(&mut sums[2]);
+                tiles.store::<3>(&mut sums[3]);
+                let (starts, _) = this.starts[panel * PANEL..][..PANEL].as_chunks::<SIDE>();
+                let starts: [__m512i; 2] = [bytemuck::must_cast(starts[0]), bytemuck::must_cast(starts[1])];
+                for row in first..rows.count.min(first + 2 * SIDE) {
+                    let (tile, at) = ((row - first) / SIDE * 2, (row - first) % SIDE);
+                    let mut low = _mm512_add_epi32(starts[0], bytemuck::must_cast(sums[tile][at]));
+                    let mut high = _mm512_add_epi32(starts[1], bytemuck::must_cast(sums[tile + 1][at]));
+                    for group in blocks * DEPTH / GROUP..groups {
+                        let x = _mm512_set1_epi32(i32::from_ne_bytes(rounded.bytes[row * groups + group]));
+                        let (vectors, _) = weights[group].as_chunks::<DEPTH>();
+                        low = _mm512_dpbusd_epi32(low, x, bytemuck::must_cast(vectors[0]));
+                        high = _mm512_dpbusd_epi32(high, x, bytemuck::must_cast(vectors[1]));
+                    }
+                    put_wide(this, row, panel * PANEL, rounded.steps[row], [low, high], &mut out);
+                }
+            }
+        }
+    }
+
     #[target_feature(enable = "avx2,avxvnni")]
     pub(super) fn narrow(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
         rounded.fill(rows, inputs, this.groups);
@@ -349,8 +423,7 @@ mod tests {
             let run = |kernel: Kernel| {
                 let mut out = before.clone();
                 let mut rounded = Rounded::default();
-                rounded.bytes.resize(count * packed.groups, [9; GROUP]);
-                rounded.steps.resize(count, 9.0);
+                rounded.make_room(count, packed.groups);
                 // SAFETY: `kernels` has only those that this processor has.
                 #[expect(unsafe_code, reason = "code for some processors alone")]
                 unsafe {
@@ -375,7 +448,13 @@ mod tests {
     fn kernels() -> impl Iterator<Item = Kernel> {
         let wide = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
         let narrow = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni");
-        wide.then_some(x86::wide as Kernel).into_iter().chain(narrow.then_some(x86::narrow as Kernel))
+        let all = [
+            wide.then_some(x86::wide as Kernel),
+            narrow.then_some(x86::narrow as Kernel),
+            #[cfg(target_os = "linux")]
+            (wide && crate::packed::tiles::ready()).then_some(x86::tiled as Kernel),
+        ];
+        all.into_iter().flatten()
     }
 
     #[cfg(not(target_arch = "x86_64"))]

@@ -5,6 +5,7 @@
 //! stay where the steps left them and are read through the ancestor table. Buffers grow to the widest step and stay, also
 //! from request to request; those that only a step needs are lent, so that a thread computes in few of them.
 
+use super::aligned::Aligned;
 use super::block::{Bias, PackedBlock, PackedMemory, Scratch, Share, norm};
 use super::matrix::{Into, Packed, Rows};
 use super::parts::{Crew, Muster, on_threads};
@@ -105,7 +106,7 @@ impl PackedDecoder {
     }
 
     /// Takes up the beams of a step; their inputs go behind `x`.
-    fn begin(&self, task: &mut Task, level: usize, x: &mut Vec<f32>) {
+    fn begin(&self, task: &mut Task, level: usize, x: &mut Aligned<f32>) {
         let Task { request, parents, codes } = task;
         let Some(before) = level.checked_sub(1) else {
             return codes.iter().for_each(|_| x.extend_from_slice(&request.first));

@@ -4,6 +4,7 @@
 //! loop reads it in order, whole vectors at a time. Sums run over the inputs in order, with fused multiply-adds, so that a
 //! row's result depends on no other row.
 
+use super::aligned::Aligned;
 use super::bytes::{Bytes, round};
 use crate::nn::vectorized;
 use serde::{Deserialize, Serialize};
@@ -42,10 +43,13 @@ pub enum Precision {
 pub(crate) struct Packed {
     outputs: usize,
     inputs: usize,
-    /// (outputs / `PANEL`, inputs, `PANEL`), zeros behind the last output; empty where they are narrow.
-    panels: Vec<f32>,
+    /// (outputs / `PANEL`, inputs), zeros behind the last output; empty where they are narrow.
+    panels: Aligned<Line>,
     small: Option<Small>,
 }
+
+/// Weights of one input for the outputs of a panel.
+type Line = [f32; PANEL];
 
 /// Weights of fewer than 32 bits.
 #[derive(Debug, Clone)]
@@ -66,7 +70,7 @@ enum Narrow {
 
 thread_local! {
     /// The panel of narrow weights that is computed with.
-    static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static WIDE: RefCell<Aligned<Line>> = RefCell::default();
     /// The rows that were bytes.
     static ROUNDED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
@@ -94,16 +98,15 @@ impl Packed {
     #[cfg(test)]
     pub(super) fn of_bytes(outputs: usize, inputs: usize, bytes: Vec<i8>, scales: Vec<f32>) -> Self {
         let small = Some(Small::Narrow(Narrow::Int8(bytes, scales)));
-        Self { outputs, inputs, panels: Vec::new(), small }
+        Self { outputs, inputs, panels: Aligned::default(), small }
     }
 
     /// From its rows, one an output, in the memory of what was here before.
     pub(crate) fn fill_rows<R: AsRef<[f32]>>(&mut self, outputs: usize, inputs: usize, rows: impl Iterator<Item = R>) {
         self.make_room(outputs, inputs);
         for (output, row) in rows.enumerate() {
-            let panel = &mut self.panels[output / PANEL * inputs * PANEL..][..inputs * PANEL];
-            let places = panel[output % PANEL..].iter_mut().step_by(PANEL);
-            places.zip(row.as_ref()).for_each(|(place, number)| *place = *number);
+            let panel = &mut self.panels[output / PANEL * inputs..][..inputs];
+            panel.iter_mut().zip(row.as_ref()).for_each(|(line, number)| line[output % PANEL] = *number);
         }
     }
 
@@ -112,8 +115,7 @@ impl Packed {
         self.make_room(outputs, inputs);
         for (input, column) in columns.enumerate() {
             let (whole, rest) = column.as_chunks::<PANEL>();
-            let (lines, _) = self.panels.as_chunks_mut::<PANEL>();
-            let mut lines = lines[input..].iter_mut().step_by(inputs);
+            let mut lines = self.panels[input..].iter_mut().step_by(inputs);
             // A line of known length is a few vectors, any other a call.
             whole.iter().zip(lines.by_ref()).for_each(|(numbers, line)| *line = *numbers);
             if let Some(line) = lines.next() {
@@ -125,7 +127,7 @@ impl Packed {
     /// What lies behind the last output is computed with and never read out: it only has to be there.
     fn make_room(&mut self, outputs: usize, inputs: usize) {
         (self.outputs, self.inputs) = (outputs, inputs);
-        self.panels.resize(outputs.div_ceil(PANEL) * inputs * PANEL, 0.0);
+        self.panels.make_room(outputs.div_ceil(PANEL) * inputs);
     }
 
     /// The outputs of `first`, then those of `second`, which has the same inputs.
@@ -134,7 +136,7 @@ impl Packed {
             |output: usize| if output < first.outputs { (first, output) } else { (second, output - first.outputs) };
         Self::new(first.outputs + second.outputs, first.inputs, |output, input| {
             let (matrix, output) = from(output);
-            matrix.panels[(output / PANEL * matrix.inputs + input) * PANEL + output % PANEL]
+            matrix.panels[output / PANEL * matrix.inputs + input][output % PANEL]
         })
     }
 
@@ -143,11 +145,11 @@ impl Packed {
         self.small = match precision {
             Precision::F32 => None,
             Precision::Bf16 => {
-                Some(Small::Narrow(Narrow::Bf16(self.panels.iter().map(|weight| bf16(*weight)).collect())))
+                let weights = self.panels.as_flattened().iter();
+                Some(Small::Narrow(Narrow::Bf16(weights.map(|weight| bf16(*weight)).collect())))
             }
             Precision::Int8 => {
-                let (rows, _) = self.panels.as_chunks::<PANEL>();
-                let panels = rows.chunks_exact(self.inputs.max(1));
+                let panels = self.panels.chunks_exact(self.inputs.max(1));
                 let greatest = panels.clone().flat_map(|rows| {
                     std::array::from_fn::<f32, PANEL, _>(|at| {
                         rows.iter().fold(0.0, |most, row| row[at].abs().max(most))
@@ -167,7 +169,7 @@ impl Packed {
             }
         };
         if self.small.is_some() {
-            self.panels = Vec::new();
+            self.panels = Aligned::default();
         }
         self
     }
@@ -185,15 +187,14 @@ impl Packed {
     pub(crate) fn product(&self, rows: Rows, out: &mut [f32], stride: usize, into: Into) {
         let inputs = self.inputs.max(1);
         let arch = pulp::Arch::new();
-        let run = |first, panels: &[f32], rows: Rows, out: &mut [f32]| {
-            let (panels, _) = panels.as_chunks::<PANEL>();
+        let run = |first, panels: &[Line], rows: Rows, out: &mut [f32]| {
             arch.dispatch(Product { outputs: self.outputs, inputs, first, panels, rows, out, stride, into });
         };
         let widened = |narrow: &Narrow, rows: Rows, out: &mut [f32]| {
             WIDE.with_borrow_mut(|wide| {
-                wide.resize(inputs * PANEL, 0.0);
+                wide.make_room(inputs);
                 for panel in 0..self.outputs.div_ceil(PANEL) {
-                    narrow.widen(panel, wide);
+                    narrow.widen(panel, wide.as_flattened_mut());
                     run(panel, wide, rows, out);
                 }
             });
@@ -248,7 +249,7 @@ struct Product<'a> {
     inputs: usize,
     /// Number of the first of `panels`.
     first: usize,
-    panels: &'a [[f32; PANEL]],
+    panels: &'a [Line],
     rows: Rows<'a>,
     out: &'a mut [f32],
     stride: usize,
@@ -256,7 +257,7 @@ struct Product<'a> {
 }
 
 /// A panel and its number: (inputs, `PANEL`).
-type Panel<'a> = (usize, &'a [[f32; PANEL]]);
+type Panel<'a> = (usize, &'a [Line]);
 
 /// Some of the rows, in which of how many turns.
 #[derive(Clone, Copy)]
@@ -303,7 +304,7 @@ macro_rules! tile {
             let zero = $simd.splat_f32s(0.0);
             let mut $name = (&$product.rows.data[from..][..weights.len()], zero, zero);
         )+
-        let step = size_of::<[f32; PANEL]>().div_ceil($turn.of);
+        let step = size_of::<Line>().div_ceil($turn.of);
         let mut ahead = weights.as_ptr_range().end.cast::<u8>().wrapping_add(step * weights.len() * $turn.number);
         for (input, weights) in weights.iter().enumerate() {
             prefetch(ahead);

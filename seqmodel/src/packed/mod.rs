@@ -3,12 +3,16 @@
 //!
 //! Each model packs itself beside its plain session on tensors, which stays the reference.
 
+mod aligned;
 mod block;
 mod bytes;
 mod decoder;
 mod matrix;
 mod parts;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiles;
 
+pub(crate) use aligned::Aligned;
 pub(crate) use block::{Bias, PackedBlock, norm};
 pub use decoder::PackedSession;
 pub(crate) use decoder::{PackedDecoder, Request, Rooms};

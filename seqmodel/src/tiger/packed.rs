@@ -9,7 +9,7 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm, on_threads,
+    Aligned, Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm, on_threads,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -122,7 +122,7 @@ impl PackedTiger {
         let tokens = self.model.history_tokens(history);
         let kept = self.cache.as_ref().and_then(|cache| cache.get(&tokens));
         let states = kept.unwrap_or_else(|| {
-            let states: Arc<[f32]> = self.read(&tokens, muster).into();
+            let states = self.read(&tokens, muster);
             if let Some(cache) = &self.cache {
                 cache.put(&tokens, Arc::clone(&states));
             }
@@ -132,19 +132,19 @@ impl PackedTiger {
     }
 
     /// States of a history: (tokens,) -> (tokens, dim).
-    fn read(&self, tokens: &[u32], muster: &Muster) -> Vec<f32> {
+    fn read(&self, tokens: &[u32], muster: &Muster) -> Arc<[f32]> {
         self.decoder.rooms.lend(muster.threads(), |rooms| {
             let (mut x, mut memory) = (std::mem::take(&mut rooms[0].x), std::mem::take(&mut rooms[0].memory));
             x.clear();
             tokens.iter().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
             PackedBlock::encode(&self.encoder, &mut x, &self.encoder_bias, &mut memory, rooms, muster);
-            let mut states = Vec::new();
+            let mut states = Aligned::default();
             norm(&x, self.dim, &mut states);
             for row in states.chunks_exact_mut(self.dim) {
                 row.iter_mut().zip(&self.encoder_norm).for_each(|(x, scale)| *x *= scale);
             }
             (rooms[0].x, rooms[0].memory) = (x, memory);
-            states
+            Arc::from(&*states)
         })
     }
 }

@@ -1,0 +1,104 @@
+//! Tiles of bytes (AMX): one instruction multiplies 16 rows of 64 bytes by 64 bytes of 16 outputs, sixteen times what one for
+//! vectors does.
+//!
+//! The language has no functions for them yet, so that each instruction is written out here.
+#![expect(unsafe_code, reason = "instructions for which there are no functions yet")]
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid_count;
+use std::sync::LazyLock;
+
+/// Rows of a tile, and outputs.
+pub(super) const SIDE: usize = 16;
+
+/// Bytes of a row of a tile.
+pub(super) const DEPTH: usize = 64;
+
+/// Whether the processor has them and the system lets this process use them.
+pub(super) fn ready() -> bool {
+    static READY: LazyLock<bool> = LazyLock::new(|| {
+        const REQUEST: libc::c_long = 0x1023;
+        const TILES: libc::c_long = 18;
+        let has = __cpuid_count(7, 0).edx;
+        let tiles = has >> 24 & 1 == 1 && has >> 25 & 1 == 1;
+        // SAFETY: asks for leave for all threads and changes nothing else; a system that does not know the request says no.
+        tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILES) } == 0
+    });
+    *READY
+}
+
+/// What the processor wants to know of its eight tiles.
+#[repr(C, align(64))]
+struct Shape([u8; 64]);
+
+/// All are of 16 rows of 64 bytes.
+static SHAPE: Shape = {
+    let mut shape = [0; 64];
+    shape[0] = 1;
+    let mut tile = 0;
+    while tile < 8 {
+        shape[16 + 2 * tile] = DEPTH as u8;
+        shape[48 + tile] = SIDE as u8;
+        tile += 1;
+    }
+    Shape(shape)
+};
+
+/// The tiles of this thread, given back when it goes: a thread that keeps them is slower to put aside.
+pub(super) struct Tiles;
+
+impl Tiles {
+    /// None where they are not [`ready`].
+    pub(super) fn take() -> Option<Self> {
+        let take = || {
+            // SAFETY: this process may use them.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly, preserves_flags)) };
+            Self
+        };
+        ready().then(take)
+    }
+
+    /// Tile `T` from 16 rows of 64 bytes that are `stride` apart.
+    #[inline(always)]
+    pub(super) fn load<const T: usize>(&self, rows: &[u8], stride: usize) {
+        assert!(rows.len() >= (SIDE - 1) * stride + DEPTH);
+        // SAFETY: the rows are all there.
+        unsafe {
+            asm!("tileloadd tmm{t}, [{from}+{step}]", t = const T, from = in(reg) rows.as_ptr(), step = in(reg) stride,
+                options(nostack, readonly, preserves_flags));
+        }
+    }
+
+    /// Tile `T` as sums of 16 rows and outputs.
+    #[inline(always)]
+    pub(super) fn store<const T: usize>(&self, sums: &mut [[i32; SIDE]; SIDE]) {
+        // SAFETY: 16 rows of 64 bytes, one behind the other.
+        unsafe {
+            asm!("tilestored [{to}+{step}], tmm{t}", t = const T, to = in(reg) sums, step = in(reg) DEPTH,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn clear<const T: usize>(&self) {
+        // SAFETY: who has the tiles may write to them.
+        unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, nomem, preserves_flags)) };
+    }
+
+    /// On top of tile `C`: `A`, rows of bytes without a sign, times `B`, whose row has four inputs of each output, with a sign.
+    #[inline(always)]
+    pub(super) fn multiply<const C: usize, const A: usize, const B: usize>(&self) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
