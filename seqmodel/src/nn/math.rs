@@ -87,6 +87,27 @@ pub(crate) fn max_of(x: &[f32]) -> f32 {
     most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| m.max(*v))
 }
 
+/// Softmax of a row of whole lanes, in place.
+#[inline(always)]
+pub(crate) fn softmax_lanes(row: &mut [f32]) {
+    let (chunks, _) = row.as_chunks_mut::<16>();
+    let greater = |a: f32, b: f32| if a > b { a } else { b };
+    let most = chunks.iter().fold([f32::NEG_INFINITY; 16], |most, chunk| lanes(|i| greater(chunk[i], most[i])));
+    let most: [f32; 8] = std::array::from_fn(|i| greater(most[i], most[i + 8]));
+    let most: [f32; 4] = std::array::from_fn(|i| greater(most[i], most[i + 4]));
+    let most = greater(greater(most[0], most[2]), greater(most[1], most[3]));
+    let mut sums = [0f32; 16];
+    for chunk in &mut *chunks {
+        *chunk = lanes(|i| exp(chunk[i] - most));
+        sums = lanes(|i| sums[i] + chunk[i]);
+    }
+    let [sum] = halved::<2, 1>(halved::<4, 2>(halved::<8, 4>(halved::<16, 8>(sums))));
+    let scale = 1.0 / sum;
+    for chunk in chunks {
+        *chunk = lanes(|i| chunk[i] * scale);
+    }
+}
+
 /// Sum of `exp(x - shift)`.
 #[inline(always)]
 pub(crate) fn exp_shifted_sum(x: &[f32], shift: f32) -> f32 {

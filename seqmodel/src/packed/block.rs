@@ -10,7 +10,7 @@ use super::matrix::{Into, Packed, Precision, Rows};
 use super::parts::Muster;
 use crate::Result;
 use crate::nn::{
-    Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, sum_of, vectorized, with_values,
+    Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, softmax_lanes, vectorized, with_values,
 };
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -305,7 +305,7 @@ fn fill<'r>(
 ) {
     let (hd, key) = (shape.head_dim, head * shape.head_dim);
     let value = shape.heads * hd + key;
-    keys.fill_rows(seq, hd, (0..seq).map(|position| &row(position)[key..][..hd]));
+    keys.fill_rows(seq, hd, |position| &row(position)[key..][..hd]);
     values.fill_columns(hd, seq, (0..seq).map(|position| &row(position)[value..][..hd]));
 }
 
@@ -320,37 +320,27 @@ fn attend<'b>(
     width: usize,
 ) {
     let seq = keys.outputs();
-    scores.make_room(queries.count * seq);
-    keys.product(queries, scores, seq, Into::Place);
-    pulp::Arch::new().dispatch(Softmax { scores, seq, bias });
-    let weights = Rows { data: scores, stride: seq, count: queries.count };
+    let stride = seq.next_multiple_of(LANES);
+    scores.make_room(queries.count * stride);
+    keys.product(queries, scores, stride, Into::Place);
+    vectorized!(softmax(scores, seq, bias));
+    let weights = Rows { data: scores, stride, count: queries.count };
     values.product(weights, mixed, width, Into::Place);
 }
 
-/// Softmax of each row of `scores` (queries, seq), what `bias` says of its query added before.
-struct Softmax<'a, 'b> {
-    scores: &'a mut [f32],
-    seq: usize,
-    bias: Option<&'a dyn Fn(usize) -> &'b [f32]>,
-}
+/// Rows of scores are whole vectors: a few numbers behind the last position cost less than those that fill no vector.
+const LANES: usize = 16;
 
-impl pulp::WithSimd for Softmax<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        for (query, row) in self.scores.chunks_exact_mut(self.seq.max(1)).enumerate() {
-            if let Some(bias) = self.bias {
-                axpy(row, 1.0, bias(query));
-            }
-            // The greatest is the same in any order, unlike a sum.
-            let (vectors, rest) = S::as_simd_f32s(row);
-            let most = vectors.iter().fold(simd.splat_f32s(f32::NEG_INFINITY), |most, x| simd.max_f32s(most, *x));
-            let max = rest.iter().fold(simd.reduce_max_f32s(most), |most, x| most.max(*x));
-            row.iter_mut().for_each(|weight| *weight = exp(*weight - max));
-            let scale = 1.0 / sum_of(row);
-            row.iter_mut().for_each(|weight| *weight *= scale);
+/// Softmax of rows of `seq` scores, what `bias` says of its query added before.
+#[inline(always)]
+fn softmax<'b>(scores: &mut [f32], seq: usize, bias: Option<&dyn Fn(usize) -> &'b [f32]>) {
+    for (query, row) in scores.chunks_exact_mut(seq.next_multiple_of(LANES).max(1)).enumerate() {
+        let (positions, behind) = row.split_at_mut(seq);
+        behind.fill(f32::NEG_INFINITY);
+        if let Some(bias) = bias {
+            axpy(positions, 1.0, bias(query));
         }
+        softmax_lanes(row);
     }
 }
 

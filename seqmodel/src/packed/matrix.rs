@@ -6,6 +6,7 @@
 
 use super::aligned::Aligned;
 use super::bytes::{Bytes, round};
+use super::transpose::columns;
 use crate::nn::vectorized;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -49,7 +50,7 @@ pub(crate) struct Packed {
 }
 
 /// Weights of one input for the outputs of a panel.
-type Line = [f32; PANEL];
+pub(super) type Line = [f32; PANEL];
 
 /// Weights of fewer than 32 bits.
 #[derive(Debug, Clone)]
@@ -89,8 +90,11 @@ impl Packed {
     /// A matrix whose element (output, input) is `at`.
     pub(crate) fn new(outputs: usize, inputs: usize, at: impl Fn(usize, usize) -> f32) -> Self {
         let mut packed = Self::default();
-        let row = |output: usize| (0..inputs).map(|input| at(output, input)).collect::<Vec<_>>();
-        packed.fill_rows(outputs, inputs, (0..outputs).map(row));
+        let numbers: Vec<f32> = (0..outputs)
+            .flat_map(|output| (0..inputs).map(move |input| (output, input)))
+            .map(|(o, i)| at(o, i))
+            .collect();
+        packed.fill_rows(outputs, inputs, |output| &numbers[output * inputs..][..inputs]);
         packed
     }
 
@@ -102,18 +106,18 @@ impl Packed {
     }
 
     /// From its rows, one an output, in the memory of what was here before.
-    pub(crate) fn fill_rows<R: AsRef<[f32]>>(&mut self, outputs: usize, inputs: usize, rows: impl Iterator<Item = R>) {
+    pub(crate) fn fill_rows<'r>(&mut self, outputs: usize, inputs: usize, row: impl Fn(usize) -> &'r [f32]) {
         self.make_room(outputs, inputs);
-        for (output, row) in rows.enumerate() {
-            let panel = &mut self.panels[output / PANEL * inputs..][..inputs];
-            panel.iter_mut().zip(row.as_ref()).for_each(|(line, number)| line[output % PANEL] = *number);
+        for (panel, lines) in self.panels.chunks_exact_mut(inputs.max(1)).enumerate() {
+            let first = panel * PANEL;
+            columns(lines, (outputs - first).min(PANEL), |output| row(first + output));
         }
     }
 
     /// From its columns, one an input, in the memory of what was here before.
-    pub(crate) fn fill_columns<'a>(&mut self, outputs: usize, inputs: usize, columns: impl Iterator<Item = &'a [f32]>) {
+    pub(crate) fn fill_columns<'a>(&mut self, outputs: usize, inputs: usize, all: impl Iterator<Item = &'a [f32]>) {
         self.make_room(outputs, inputs);
-        for (input, column) in columns.enumerate() {
+        for (input, column) in all.enumerate() {
             let (whole, rest) = column.as_chunks::<PANEL>();
             let mut lines = self.panels[input..].iter_mut().step_by(inputs);
             // A line of known length is a few vectors, any other a call.

@@ -11,6 +11,7 @@ mod matrix;
 mod parts;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;
+mod transpose;
 
 pub(crate) use aligned::Aligned;
 pub(crate) use block::{Bias, PackedBlock, norm};

@@ -9,7 +9,8 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Aligned, Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm, on_threads,
+    Aligned, Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm,
+    on_threads,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
