@@ -6,6 +6,7 @@
 
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
+use std::marker::PhantomData;
 use std::sync::LazyLock;
 
 /// Rows of a tile, and outputs.
@@ -45,15 +46,16 @@ static SHAPE: Shape = {
 };
 
 /// The tiles of this thread, given back when it goes: a thread that keeps them is slower to put aside.
-pub(super) struct Tiles;
+pub(super) struct Tiles(PhantomData<*const ()>);
 
+#[expect(clippy::unused_self, reason = "who does not hold them may not use them")]
 impl Tiles {
     /// None where they are not [`ready`].
     pub(super) fn take() -> Option<Self> {
         let take = || {
             // SAFETY: this process may use them.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly, preserves_flags)) };
-            Self
+            Self(PhantomData)
         };
         ready().then(take)
     }
