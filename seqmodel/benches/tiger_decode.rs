@@ -1,11 +1,14 @@
 //! How fast do TIGER and RQT answer on the CPU: packed weights against the session on tensors, side by side?
 //!
 //! Run: `CANDLE_NUM_THREADS=1 cargo bench -p seqmodel --bench tiger_decode -- [--json] [--rounds N] [--items N --levels L
-//! --codebook-size V --history H --beam W --batch B --bits 32|16|8 --twins N --threads N]`. Default: the paper's sizes, random weights of
-//! 32 bits, a catalogue of 12,101 items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of 1 and 16; then RQT
-//! with 30 beams, always with 32 bits. The session on tensors runs in N rounds, all unless said. A single request is
-//! parted among all cores, or as many as are said. Beside the clock's times stand those of the processor, of all threads together, which a busy machine
-//! disturbs less; the share of peak is that of fused multiply-adds on so many cores' time.
+//! --codebook-size V --history H --beam W --batch B --bits 32|16|8 --twins N --threads N]`. Default: the paper's sizes,
+//! random weights of 32 bits, a catalogue of 12,101 items of 4 x 256, histories of 20 items, 10, 30 and 50 beams, batches of
+//! 1 and 16; then RQT with 30 beams, always with 32 bits. The session on tensors runs in N rounds, all unless said. A single
+//! request is parted among all cores, or as many as are said.
+//!
+//! Beside the clock's times stand those of the processor, of all threads together, which a busy machine disturbs less; the
+//! share of peak is that of fused multiply-adds on so many cores' time. What the arithmetic alone takes is measured in turn
+//! with the searches: as many fused multiply-adds of 32 bits from registers, on all cores at once.
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
@@ -66,26 +69,43 @@ fn cpu_ms() -> f64 {
     run.filter_map(|text| text.split_whitespace().next()?.parse::<f64>().ok()).sum::<f64>() / 1e6
 }
 
+/// So many billions of multiplications and additions, fused, and nothing else.
+struct Arithmetic {
+    giga: f64,
+}
+
+impl pulp::WithSimd for Arithmetic {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let (one, small) = (simd.splat_f32s(black_box(1.0)), simd.splat_f32s(black_box(1e-9)));
+        let mut sums = [one; 12];
+        let each = 2 * sums.len() * S::F32_LANES;
+        for _ in 0..(self.giga * 1e9) as u64 / each as u64 {
+            sums.iter_mut().for_each(|sum| *sum = simd.mul_add_f32s(one, small, *sum));
+        }
+        black_box(simd.reduce_sum_f32s(sums.into_iter().fold(one, |a, b| simd.add_f32s(a, b))));
+    }
+}
+
 /// Billions of multiplications and additions a second that this thread's core does when nothing else holds it up.
 fn peak_gflops() -> f64 {
-    struct Peak;
-    impl pulp::WithSimd for Peak {
-        type Output = f64;
+    let giga = 1.0;
+    let once = || {
+        let begin = cpu_ms();
+        pulp::Arch::new().dispatch(Arithmetic { giga });
+        giga * 1e3 / (cpu_ms() - begin)
+    };
+    (0..5).map(|_| once()).fold(0.0, f64::max)
+}
 
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, simd: S) -> f64 {
-            let (one, small) = (simd.splat_f32s(black_box(1.0)), simd.splat_f32s(black_box(1e-9)));
-            let mut sums = [one; 12];
-            let begin = cpu_ms();
-            for _ in 0..4_000_000 {
-                sums.iter_mut().for_each(|sum| *sum = simd.mul_add_f32s(one, small, *sum));
-            }
-            let ms = cpu_ms() - begin;
-            black_box(simd.reduce_sum_f32s(sums.into_iter().fold(one, |a, b| simd.add_f32s(a, b))));
-            (2 * 12 * 4 * S::F32_LANES) as f64 / ms
-        }
-    }
-    (0..5).map(|_| pulp::Arch::new().dispatch(Peak)).fold(0.0, f64::max)
+/// Milliseconds that so much arithmetic takes by itself when all cores share it.
+fn floor_ms(giga: f64) -> f64 {
+    let giga = giga / rayon::current_num_threads() as f64;
+    let begin = Instant::now();
+    rayon::broadcast(|_| pulp::Arch::new().dispatch(Arithmetic { giga }));
+    begin.elapsed().as_secs_f64() * 1e3
 }
 
 /// Multiplications and additions of a request, in billions.
@@ -135,7 +155,8 @@ fn main() {
         let beams = BeamConfig::uniform(beam, levels, beam);
         let live = vec![LiveMask::all(&trie); batch];
         let (mut plain, mut fast, mut cpu, mut encode, mut decode) = (vec![], vec![], vec![], vec![], vec![]);
-        let mut select = vec![];
+        let (mut select, mut floor) = (vec![], vec![]);
+        let gflop = giga_flops(&config, history * levels, beam, levels, codes) * batch as f64;
         let (mut gap, mut same, mut all) = (0f32, 0usize, 0u32);
         let rounds = if batch > 1 { rounds.div_ceil(5) } else { rounds };
         let twins = args.number("--twins", rounds).max(1) + 2;
@@ -170,17 +191,17 @@ fn main() {
                 encode.push(encode_ms);
                 decode.push(model_ms);
                 select.push(select_ms);
+                floor.push(floor_ms(gflop));
             }
         }
         let half = |times: &[f64]| quantile(times, 0.5);
-        let gflop = giga_flops(&config, history * levels, beam, levels, codes) * batch as f64;
         let line = json!({
             "name": "tiger_decode", "device": "cpu", "threads": threads(),
             "params": {"items": items, "levels": levels, "codebook_size": codes, "history": history, "beam": beam, "batch": batch, "bits": bits},
             "p50_ms": half(&fast), "min_ms": quantile(&fast, 0.0), "p99_ms": quantile(&fast, 0.99), "per_second": 1e3 * batch as f64 / half(&fast),
             "plain_p50_ms": half(&plain), "times_faster": half(&plain) / half(&fast), "encode_ms": half(&encode),
             "model_ms": half(&decode), "select_ms": half(&select), "select_share": half(&select) / (half(&decode) + half(&select)),
-            "gflops": gflop / half(&fast) * 1e3, "cpu_p50_ms": half(&cpu), "peak_gflops_per_core": peak,
+            "gflops": gflop / half(&fast) * 1e3, "cpu_p50_ms": half(&cpu), "peak_gflops_per_core": peak, "floor_p50_ms": half(&floor),
             "share_of_peak": gflop / half(&cpu) * 1e3 / peak, "pack_ms": pack_ms,
             "checks": {"largest_gap": gap, "same_item_at_rank": same as f64 / f64::from(all)},
         });
@@ -188,7 +209,7 @@ fn main() {
             println!("{line}");
         } else {
             println!(
-                "batch {batch:2}, {beam} beams: packed {:7.2} ms, at best {:.2} (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; {:.2} ms of processor, {:.0} % of peak; gap {gap:.1e}, same {same} of {all}",
+                "batch {batch:2}, {beam} beams: packed {:7.2} ms, at best {:.2} (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; {:.2} ms of processor, {:.0} % of peak; arithmetic alone {:.2}; gap {gap:.1e}, same {same} of {all}",
                 half(&fast),
                 quantile(&fast, 0.0),
                 half(&encode),
@@ -199,6 +220,7 @@ fn main() {
                 half(&plain) / half(&fast),
                 half(&cpu),
                 100.0 * gflop / half(&cpu) * 1e3 / peak,
+                half(&floor),
             );
         }
     }

@@ -328,7 +328,7 @@ pub(crate) enum WeightsArg {
     F32,
     /// Two bytes
     Bf16,
-    /// One byte and a scale per output, multiplied as bytes: about twice as fast on processors with VNNI
+    /// One byte and a scale per output, multiplied as bytes: about twice as fast on processors with VNNI or AMX
     Int8,
 }
 

@@ -1,5 +1,5 @@
-//! Matrix products in bytes: weights and rows in 8 bits, sums exact in 32, by the instructions that processors have for it
-//! (VNNI), which do four times the work of their kin in 32 bits.
+//! Matrix products in bytes: weights and rows in 8 bits, sums exact in 32, by the instructions that processors have for it:
+//! those for vectors (VNNI) do four times the work of their kin in 32 bits, those for tiles (AMX) eight times that.
 //!
 //! A row is rounded to steps of its greatest size over 127, a weight to steps of its output's. A row's bytes are shifted by
 //! 128, since the instructions want them without a sign; what that adds, 128 times the sum of an output's weights, is taken
