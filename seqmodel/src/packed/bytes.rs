@@ -160,9 +160,8 @@ mod x86 {
     use crate::packed::matrix::prefetch;
     use core::arch::x86_64::{
         __m256, __m256i, __m512, __m512i, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_max_ps,
-        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_epi32, _mm512_add_ps,
-        _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_max_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-        _mm512_setzero_ps,
+        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_cvtepi32_ps,
+        _mm512_dpbusd_epi32, _mm512_max_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     };
 
     /// Two vectors of sums of `row`, those of the outputs from `from` on, to their places.
@@ -315,6 +314,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn tiled(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
         use crate::packed::tiles::{DEPTH, SIDE, Tiles};
+        use core::arch::x86_64::_mm512_add_epi32;
 
         let (groups, blocks) = (this.groups, this.groups * GROUP / DEPTH);
         if rows.count < TILED || blocks == 0 {

@@ -45,7 +45,8 @@ static SHAPE: Shape = {
     Shape(shape)
 };
 
-/// The tiles of this thread, given back when it goes: a thread that keeps them is slower to put aside.
+/// The tiles of this thread, to be taken once at a time; given back when it goes: a thread that keeps them is slower to put
+/// aside.
 pub(super) struct Tiles(PhantomData<*const ()>);
 
 #[expect(clippy::unused_self, reason = "who does not hold them may not use them")]
