@@ -80,22 +80,20 @@ pub(crate) fn sum_of(x: &[f32]) -> f32 {
 #[inline(always)]
 pub(crate) fn max_of(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<16>();
-    let mut most = [f32::NEG_INFINITY; 16];
-    for chunk in chunks {
-        most = lanes(|i| if chunk[i] > most[i] { chunk[i] } else { most[i] });
-    }
-    most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| m.max(*v))
+    let greater = |a: f32, b: f32| if a > b { a } else { b };
+    let most = chunks.iter().fold([f32::NEG_INFINITY; 16], |most, chunk| lanes(|i| greater(chunk[i], most[i])));
+    // The greatest is the same in any order, unlike a sum.
+    let most: [f32; 8] = std::array::from_fn(|i| greater(most[i], most[i + 8]));
+    let most: [f32; 4] = std::array::from_fn(|i| greater(most[i], most[i + 4]));
+    let most = greater(greater(most[0], most[2]), greater(most[1], most[3]));
+    rest.iter().fold(most, |most, x| most.max(*x))
 }
 
 /// Softmax of a row of whole lanes, in place.
 #[inline(always)]
 pub(crate) fn softmax_lanes(row: &mut [f32]) {
+    let most = max_of(row);
     let (chunks, _) = row.as_chunks_mut::<16>();
-    let greater = |a: f32, b: f32| if a > b { a } else { b };
-    let most = chunks.iter().fold([f32::NEG_INFINITY; 16], |most, chunk| lanes(|i| greater(chunk[i], most[i])));
-    let most: [f32; 8] = std::array::from_fn(|i| greater(most[i], most[i + 8]));
-    let most: [f32; 4] = std::array::from_fn(|i| greater(most[i], most[i + 4]));
-    let most = greater(greater(most[0], most[2]), greater(most[1], most[3]));
     let mut sums = [0f32; 16];
     for chunk in &mut *chunks {
         *chunk = lanes(|i| exp(chunk[i] - most));

@@ -64,15 +64,6 @@ impl<T: Pod> DerefMut for Aligned<T> {
     }
 }
 
-impl<T: Pod> FromIterator<T> for Aligned<T> {
-    fn from_iter<I: IntoIterator<Item = T>>(elements: I) -> Self {
-        let elements: Vec<T> = elements.into_iter().collect();
-        let mut aligned = Self::default();
-        aligned.extend_from_slice(&elements);
-        aligned
-    }
-}
-
 impl<T: Pod + fmt::Debug> fmt::Debug for Aligned<T> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         self.deref().fmt(f)
@@ -99,7 +90,8 @@ mod tests {
         }
         numbers.make_room(7);
         assert_eq!(numbers.to_vec(), [0.0, 2.0, 1.0, 2.0, 2.0, 2.0, 3.0]);
-        let wide: Aligned<[u8; 128]> = (0..5).map(|at| [at; 128]).collect();
+        let mut wide = Aligned::<[u8; 128]>::default();
+        (0..5).for_each(|at| wide.extend_from_slice(&[[at; 128]]));
         assert_eq!((wide.len(), wide[4]), (5, [4; 128]));
     }
 }

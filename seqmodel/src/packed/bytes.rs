@@ -6,7 +6,8 @@
 //! away before. Where there are no such instructions, [`round`] and products in 32 bits give the same up to rounding.
 
 use super::aligned::Aligned;
-use super::matrix::{Into, PANEL, Rows, turns};
+use super::matrix::{Into, PANEL, Rows};
+use super::product::turns;
 use std::cell::RefCell;
 
 /// Inputs that one instruction takes together.
@@ -73,7 +74,7 @@ impl Bytes {
     /// Of weights in bytes, panel by panel (outputs / `PANEL`, inputs, `PANEL`), and what 1 stands for at each output.
     pub(super) fn new(outputs: usize, inputs: usize, bytes: &[i8], scales: Vec<f32>) -> Self {
         let groups = inputs.div_ceil(GROUP);
-        let mut panels = Vec::with_capacity(outputs.div_ceil(PANEL) * groups);
+        let mut panels = Aligned::default();
         let mut starts = vec![0; scales.len()];
         for (panel, bytes) in bytes.chunks_exact((inputs * PANEL).max(1)).enumerate() {
             for group in bytes.chunks(GROUP * PANEL) {
@@ -82,10 +83,10 @@ impl Bytes {
                     line[at % PANEL * GROUP + at / PANEL] = *byte;
                     starts[panel * PANEL + at % PANEL] -= 128 * i32::from(*byte);
                 }
-                panels.push(line);
+                panels.extend_from_slice(&[line]);
             }
         }
-        Self { outputs, groups, panels: panels.into_iter().collect(), scales, starts }
+        Self { outputs, groups, panels, scales, starts }
     }
 
     /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Bytes::fast`].
@@ -157,7 +158,7 @@ fn kernel() -> Option<Kernel> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Bytes, GROUP, Into, PANEL, Rounded, Rows, Sink, turns};
-    use crate::packed::matrix::prefetch;
+    use crate::packed::product::prefetch;
     use core::arch::x86_64::{
         __m256, __m256i, __m512, __m512i, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_max_ps,
         _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_cvtepi32_ps,
@@ -305,11 +306,8 @@ mod x86 {
         }
     }
 
-    /// Fewest rows that tiles are faster with.
-    #[cfg(target_os = "linux")]
-    const TILED: usize = 16;
-
-    /// Two tiles of rows by the two of a panel at a time; what is left of the inputs by vectors.
+    /// Two tiles of rows by the two of a panel at a time; what is left of the inputs, and fewer rows than a tile has, by
+    /// vectors.
     #[cfg(target_os = "linux")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn tiled(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
@@ -317,7 +315,7 @@ mod x86 {
         use core::arch::x86_64::_mm512_add_epi32;
 
         let (groups, blocks) = (this.groups, this.groups * GROUP / DEPTH);
-        if rows.count < TILED || blocks == 0 {
+        if rows.count < SIDE || blocks == 0 {
             return wide(this, rows, inputs, rounded, out);
         }
         let Some(tiles) = Tiles::take() else { return wide(this, rows, inputs, rounded, out) };

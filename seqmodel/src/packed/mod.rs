@@ -9,6 +9,7 @@ mod bytes;
 mod decoder;
 mod matrix;
 mod parts;
+mod product;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;
 mod transpose;
