@@ -6,9 +6,8 @@
 //! 1 and 16; then RQT with 30 beams, always with 32 bits. The session on tensors runs in N rounds, all unless said. A single
 //! request is parted among all cores, or as many as are said.
 //!
-//! Beside the clock's times stand those of the processor, of all threads together, which a busy machine disturbs less; the
-//! share of peak is that of fused multiply-adds on so many cores' time. What the arithmetic alone takes is measured in turn
-//! with the searches: as many fused multiply-adds of 32 bits from registers, on all cores at once.
+//! In turn with the searches runs their arithmetic alone: as many fused multiply-adds of 32 bits from registers, on all cores at
+//! once. The share of peak is its time in a search's.
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};
@@ -62,13 +61,6 @@ fn quantile(times: &[f64], share: f64) -> f64 {
     times[((times.len() - 1) as f64 * share).round() as usize]
 }
 
-/// Milliseconds that this process's threads have run so far; 0 where the system does not tell.
-fn cpu_ms() -> f64 {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let run = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
-    run.filter_map(|text| text.split_whitespace().next()?.parse::<f64>().ok()).sum::<f64>() / 1e6
-}
-
 /// So many billions of multiplications and additions, fused, and nothing else.
 struct Arithmetic {
     giga: f64,
@@ -87,17 +79,6 @@ impl pulp::WithSimd for Arithmetic {
         }
         black_box(simd.reduce_sum_f32s(sums.into_iter().fold(one, |a, b| simd.add_f32s(a, b))));
     }
-}
-
-/// Billions of multiplications and additions a second that this thread's core does when nothing else holds it up.
-fn peak_gflops() -> f64 {
-    let giga = 1.0;
-    let once = || {
-        let begin = cpu_ms();
-        pulp::Arch::new().dispatch(Arithmetic { giga });
-        giga * 1e3 / (cpu_ms() - begin)
-    };
-    (0..5).map(|_| once()).fold(0.0, f64::max)
 }
 
 /// Milliseconds that so much arithmetic takes by itself when all cores share it.
@@ -150,11 +131,10 @@ fn main() {
     if alone {
         cases = vec![(args.number("--batch", 1), args.number("--beam", 50))];
     }
-    let peak = peak_gflops();
     for (batch, beam) in cases {
         let beams = BeamConfig::uniform(beam, levels, beam);
         let live = vec![LiveMask::all(&trie); batch];
-        let (mut plain, mut fast, mut cpu, mut encode, mut decode) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut plain, mut fast, mut encode, mut decode) = (vec![], vec![], vec![], vec![]);
         let (mut select, mut floor) = (vec![], vec![]);
         let gflop = giga_flops(&config, history * levels, beam, levels, codes) * batch as f64;
         let (mut gap, mut same, mut all) = (0f32, 0usize, 0u32);
@@ -172,11 +152,11 @@ fn main() {
                 (_, _, expected) = search(&CpuKernel::new(&trie), &mut session, &beams, &live);
             }
             let plain_ms = begin.elapsed().as_secs_f64() * 1e3;
-            let (begin, cpu_before) = (Instant::now(), cpu_ms());
+            let begin = Instant::now();
             let mut session = packed.session(&histories);
             let encode_ms = begin.elapsed().as_secs_f64() * 1e3;
             let (model_ms, select_ms, found) = search(&SimdKernel::new(&trie), &mut session, &beams, &live);
-            let (fast_ms, cpu_ms) = (begin.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu_before);
+            let fast_ms = begin.elapsed().as_secs_f64() * 1e3;
             for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
                 gap = gap.max((a.log_prob - b.log_prob).abs());
                 same += usize::from(a.item == b.item);
@@ -187,7 +167,6 @@ fn main() {
                     plain.push(plain_ms);
                 }
                 fast.push(fast_ms);
-                cpu.push(cpu_ms);
                 encode.push(encode_ms);
                 decode.push(model_ms);
                 select.push(select_ms);
@@ -201,15 +180,15 @@ fn main() {
             "p50_ms": half(&fast), "min_ms": quantile(&fast, 0.0), "p99_ms": quantile(&fast, 0.99), "per_second": 1e3 * batch as f64 / half(&fast),
             "plain_p50_ms": half(&plain), "times_faster": half(&plain) / half(&fast), "encode_ms": half(&encode),
             "model_ms": half(&decode), "select_ms": half(&select), "select_share": half(&select) / (half(&decode) + half(&select)),
-            "gflops": gflop / half(&fast) * 1e3, "cpu_p50_ms": half(&cpu), "peak_gflops_per_core": peak, "floor_p50_ms": half(&floor),
-            "share_of_peak": gflop / half(&cpu) * 1e3 / peak, "pack_ms": pack_ms,
+            "gflops": gflop / half(&fast) * 1e3, "floor_p50_ms": half(&floor), "share_of_peak": half(&floor) / half(&fast),
+            "pack_ms": pack_ms,
             "checks": {"largest_gap": gap, "same_item_at_rank": same as f64 / f64::from(all)},
         });
         if json {
             println!("{line}");
         } else {
             println!(
-                "batch {batch:2}, {beam} beams: packed {:7.2} ms, at best {:.2} (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; {:.2} ms of processor, {:.0} % of peak; arithmetic alone {:.2}; gap {gap:.1e}, same {same} of {all}",
+                "batch {batch:2}, {beam} beams: packed {:7.2} ms, at best {:.2} (encode {:.2}, decode {:.2}, select {:.3} = {:.1} %), tensors {:7.2} ms, {:.1}x; arithmetic alone {:.2}, {:.0} % of peak; gap {gap:.1e}, same {same} of {all}",
                 half(&fast),
                 quantile(&fast, 0.0),
                 half(&encode),
@@ -218,9 +197,8 @@ fn main() {
                 100.0 * half(&select) / (half(&decode) + half(&select)),
                 half(&plain),
                 half(&plain) / half(&fast),
-                half(&cpu),
-                100.0 * gflop / half(&cpu) * 1e3 / peak,
                 half(&floor),
+                100.0 * half(&floor) / half(&fast),
             );
         }
     }

@@ -2,17 +2,18 @@
 //!
 //! Norm weights are folded into the products behind them. Keys and values that several queries read, those of a
 //! history, are packed per head once; the keys of a beam's own path are read where the earlier steps left them. A row's
-//! result depends on no other row of its step: those of one request can be parted among threads, and those of several
-//! go through the products together.
+//! result depends on no other row of its step, and no number on who finds it: threads may share the work of one request, and
+//! the rows of several go through the products together.
 
 use super::aligned::Aligned;
-use super::matrix::{Into, Packed, Precision, Rows};
-use super::parts::Muster;
+use super::crew::Team;
+use super::matrix::{Packed, Precision, Rows};
+use super::sink::{Into, Sink};
 use crate::Result;
 use crate::nn::{
     Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, softmax_lanes, vectorized, with_values,
 };
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::cell::RefCell;
 
 /// Norm in front of a projection, both as one matrix.
 fn folded(norm: Option<&RmsNorm>, linear: &Linear, scale: f32) -> Result<Packed> {
@@ -39,12 +40,15 @@ pub(crate) struct PackedBlock {
 
 /// Keys and values of one history for one block, head by head.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct PackedMemory {
-    keys: Vec<Packed>,
-    values: Vec<Packed>,
+pub(crate) struct PackedMemory(Vec<Head>);
+
+#[derive(Debug, Clone, Default)]
+struct Head {
+    keys: Packed,
+    values: Packed,
 }
 
-/// A request's beams, or some of them, at a step of a block.
+/// A request's beams at a step of a block.
 pub(crate) struct Share<'a> {
     /// Their keys and values, (rows, key, value), which the step fills in.
     pub(crate) new: &'a mut [f32],
@@ -56,7 +60,7 @@ pub(crate) struct Share<'a> {
     pub(crate) memory: Option<&'a PackedMemory>,
 }
 
-/// Rows that a thread needs; grows to the largest step and stays.
+/// Rows that a search needs; grows to the largest step and stays.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
     pub(crate) x: Aligned<f32>,
@@ -65,9 +69,16 @@ pub(crate) struct Scratch {
     pub(super) normed: Aligned<f32>,
     projected: Aligned<f32>,
     mixed: Aligned<f32>,
-    scores: Aligned<f32>,
     hidden: Aligned<f32>,
 }
+
+thread_local! {
+    /// Scores of what attends at the moment.
+    static SCORES: RefCell<Aligned<f32>> = RefCell::default();
+}
+
+/// Fewest queries that a thread attends for.
+const QUERIES: usize = 16;
 
 /// Additions to attention scores: (heads, distances), the distance 0 at `zero`, keys behind the query to its right.
 #[derive(Debug, Clone)]
@@ -112,150 +123,135 @@ impl PackedBlock {
         2 * self.width()
     }
 
-    /// Multiplications of a row of products.
-    pub(crate) fn work(&self) -> usize {
-        let memory = self.memory.iter().flat_map(|(query, _, output)| [query, output]);
-        let own = [&self.query_key_value, &self.output, &self.inner, &self.outer];
-        own.into_iter().chain(memory).map(Packed::size).sum()
-    }
-
-    /// Multiplications that keys and values of a position of a history take.
-    pub(crate) fn memory_work(&self) -> usize {
-        self.memory.as_ref().map_or(0, |(_, key_value, _)| key_value.size())
-    }
-
-    /// All positions of one history attend to each other, block after block: x (seq, dim), parted among the threads of
-    /// `muster`, with the keys and values of the block at hand in `memory` and a room for each thread.
+    /// All positions of one history attend to each other, block after block: x (seq, dim), with the keys and values of the
+    /// block at hand in `memory`.
     pub(crate) fn encode(
         blocks: &[Self],
         x: &mut [f32],
         bias: &Bias,
         memory: &mut PackedMemory,
-        rooms: &mut [Scratch],
-        muster: &Muster,
+        scratch: &mut Scratch,
+        team: &Team,
     ) {
-        let Some(shape) = blocks.first().map(|block| &block.shape) else { return };
-        let (dim, width, hd) = (shape.dim, shape.heads * shape.head_dim, shape.head_dim);
-        let (seq, stride) = (x.len() / dim, 3 * width);
-        let threads = muster.threads();
-        let each = seq.div_ceil(threads).max(1);
-        memory.resize(shape.heads);
-        // A room is its thread's, and read by all between two meetings; a head is filled by one, then read by all.
-        let rooms: Vec<_> = rooms.iter_mut().map(RwLock::new).collect();
-        let heads: Vec<_> = memory.keys.iter_mut().zip(&mut memory.values).map(RwLock::new).collect();
-        muster.run(x.chunks_mut(each * dim).enumerate(), |(part, x), meeting| {
-            let count = x.len() / dim;
-            let parts = seq.div_ceil(each);
-            for block in blocks {
-                {
-                    let room = &mut **write(&rooms[part]);
-                    norm(x, dim, &mut room.normed);
-                    room.projected.make_room(count * stride);
-                    let rows = Rows { data: &room.normed, stride: dim, count };
-                    block.query_key_value.product(rows, &mut room.projected, stride, Into::Place);
-                }
-                meeting.wait();
-                {
-                    let rooms: Vec<_> = rooms.iter().map(read).collect();
-                    let row = |row: usize| &rooms[row / each].projected[row % each * stride + width..][..2 * width];
-                    for head in (part..shape.heads).step_by(parts) {
-                        let (keys, values) = &mut *write(&heads[head]);
-                        fill(head, keys, values, seq, shape, &row);
-                    }
-                }
-                meeting.wait();
-                let room = &mut **write(&rooms[part]);
-                room.mixed.make_room(count * width);
-                for (head, packed) in heads.iter().enumerate() {
-                    let (keys, values) = &*read(packed);
-                    let queries = Rows { data: &room.projected[head * hd..], stride, count };
-                    let line = &bias.table[head * bias.distances..][..bias.distances];
-                    let bias = |query: usize| &line[bias.zero - part * each - query..][..seq];
-                    let mixed = &mut room.mixed[head * hd..];
-                    attend(keys, values, queries, Some(&bias), &mut room.scores, mixed, width);
-                }
-                let mixed = Rows { data: &room.mixed, stride: width, count };
-                block.output.product(mixed, x, dim, Into::Sum);
-                block.feed_forward(x, room);
-            }
-        });
+        for block in blocks {
+            let (dim, width) = (block.shape.dim, block.width());
+            let (seq, stride) = (x.len() / dim, 3 * width);
+            norm(x, dim, &mut scratch.normed);
+            scratch.projected.make_room(seq * stride);
+            let normed = Rows { data: &scratch.normed, stride: dim, count: seq };
+            block.query_key_value.product(normed, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
+            memory.fill(&scratch.projected, stride, width, &block.shape, team);
+            scratch.mixed.make_room(seq * width);
+            let queries = Rows { data: &scratch.projected, stride, count: seq };
+            memory.attend(
+                queries,
+                Some(bias),
+                &mut Sink::new(&mut scratch.mixed, width, Into::Place),
+                &block.shape,
+                team,
+            );
+            let mixed = Rows { data: &scratch.mixed, stride: width, count: seq };
+            block.output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
+            block.feed_forward(x, scratch, team);
+        }
     }
 
     /// One new position of each beam: x (rows, dim), the rows of `shares` one after the other.
-    pub(crate) fn step(&self, x: &mut [f32], shares: &mut [Share], bias: Option<&Bias>, scratch: &mut Scratch) {
+    pub(crate) fn step(
+        &self,
+        x: &mut [f32],
+        shares: &mut [Share],
+        bias: Option<&Bias>,
+        scratch: &mut Scratch,
+        team: &Team,
+    ) {
         let (dim, width) = (self.shape.dim, self.width());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
         let stride = 3 * width;
         scratch.projected.make_room(rows * stride);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
-        self.query_key_value.product(normed, &mut scratch.projected, stride, Into::Place);
+        self.query_key_value.product(normed, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
         scratch.mixed.make_room(rows * width);
         let mut first = 0;
         for share in &mut *shares {
             let count = share.new.len() / (2 * width);
             let projected = &scratch.projected[first * stride..][..count * stride];
-            let rows_of_new = share.new.chunks_exact_mut(2 * width);
-            projected.chunks_exact(stride).zip(rows_of_new).for_each(|(row, new)| new.copy_from_slice(&row[width..]));
-            scratch.scores.make_room(share.past.len() + 1);
-            let (mixed, weights) = (&mut scratch.mixed[first * width..][..count * width], &mut scratch.scores);
-            vectorized!(self.own_path(projected, bias, share, mixed, weights));
+            let mixed = &mut scratch.mixed[first * width..][..count * width];
+            let (each, steps) = (count.div_ceil(team.threads()).max(1), share.past.len());
+            let parts = share.new.chunks_mut(each * 2 * width).zip(mixed.chunks_mut(each * width)).enumerate();
+            let parts = parts.map(|(part, (new, mixed))| {
+                let ancestors = &share.ancestors[part * each * steps..][..new.len() / (2 * width) * steps];
+                let own = Share { new, past: share.past, ancestors, memory: None };
+                (own, &projected[part * each * stride..], mixed)
+            });
+            // What this takes is not its multiplications, of which there are few.
+            team.each_of(parts, 64 * count * width, |(mut own, projected, mixed)| {
+                SCORES.with_borrow_mut(|scores| {
+                    scores.make_room(steps + 1);
+                    vectorized!(self.own_path(projected, bias, &mut own, mixed, scores));
+                });
+            });
             first += count;
         }
         let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
-        self.output.product(mixed, x, dim, Into::Sum);
+        self.output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
         let remembering = shares.iter().all(|share| share.memory.is_some());
         if let Some((query, _, output)) = self.memory.as_ref().filter(|_| remembering) {
             norm(x, dim, &mut scratch.normed);
             let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
-            query.product(normed, &mut scratch.projected, width, Into::Place);
-            let hd = self.shape.head_dim;
+            query.product(normed, &mut Sink::new(&mut scratch.projected, width, Into::Place), team);
             let mut first = 0;
             for share in &*shares {
                 let count = share.new.len() / (2 * width);
-                for (head, (keys, values)) in share.memory.iter().flat_map(|memory| memory.heads()).enumerate() {
-                    let from = first * width + head * hd;
-                    let queries = Rows { data: &scratch.projected[from..], stride: width, count };
-                    let mixed = &mut scratch.mixed[from..];
-                    attend(keys, values, queries, None, &mut scratch.scores, mixed, width);
+                let queries = Rows { data: &scratch.projected[first * width..], stride: width, count };
+                let mixed = &mut scratch.mixed[first * width..][..count * width];
+                if let Some(memory) = share.memory {
+                    memory.attend(queries, None, &mut Sink::new(mixed, width, Into::Place), &self.shape, team);
                 }
                 first += count;
             }
             let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
-            output.product(mixed, x, dim, Into::Sum);
+            output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
         }
-        self.feed_forward(x, scratch);
+        self.feed_forward(x, scratch, team);
     }
 
     /// Keys and values of a history (seq, dim) for this block, in the memory of what was here before.
-    pub(crate) fn remember(&self, states: &[f32], memory: &mut PackedMemory, scratch: &mut Scratch) {
+    pub(crate) fn remember(&self, states: &[f32], memory: &mut PackedMemory, scratch: &mut Scratch, team: &Team) {
         let Some((_, key_value, _)) = &self.memory else { return };
         let (seq, stride) = (states.len() / self.shape.dim, 2 * self.width());
         scratch.projected.make_room(seq * stride);
         let states = Rows { data: states, stride: self.shape.dim, count: seq };
-        key_value.product(states, &mut scratch.projected, stride, Into::Place);
-        memory.resize(self.shape.heads);
-        let row = |row: usize| &scratch.projected[row * stride..][..stride];
-        for (head, (keys, values)) in memory.keys.iter_mut().zip(&mut memory.values).enumerate() {
-            fill(head, keys, values, seq, &self.shape, &row);
-        }
+        key_value.product(states, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
+        memory.fill(&scratch.projected, stride, 0, &self.shape, team);
     }
 
-    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch) {
+    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch, team: &Team) {
         let (dim, hidden) = (self.shape.dim, self.inner.outputs());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
         scratch.hidden.make_room(rows * hidden);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
-        self.inner.product(normed, &mut scratch.hidden, hidden, Into::Relu);
+        self.inner.product(normed, &mut Sink::new(&mut scratch.hidden, hidden, Into::Relu), team);
         let hidden_rows = Rows { data: &scratch.hidden, stride: hidden, count: rows };
-        self.outer.product(hidden_rows, x, dim, Into::Sum);
+        self.outer.product(hidden_rows, &mut Sink::new(x, dim, Into::Sum), team);
     }
 
-    /// Attention of each beam to its own few positions, `weights` (steps so far + 1,) being room for one row.
+    /// Attention of each beam to its own few positions, of which the last is new; `weights` (steps so far + 1,) is room for
+    /// one row.
     #[inline(always)]
-    fn own_path(&self, projected: &[f32], bias: Option<&Bias>, share: &Share, mixed: &mut [f32], weights: &mut [f32]) {
+    fn own_path(
+        &self,
+        projected: &[f32],
+        bias: Option<&Bias>,
+        share: &mut Share,
+        mixed: &mut [f32],
+        weights: &mut [f32],
+    ) {
         let (width, hd, steps) = (self.width(), self.shape.head_dim, share.past.len());
+        let rows = projected.chunks_exact(3 * width).zip(share.new.chunks_exact_mut(2 * width));
+        rows.for_each(|(row, new)| new.copy_from_slice(&row[width..]));
         for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
             let ancestors = &share.ancestors[row * steps..][..steps];
             let at = |t: usize| match share.past.get(t) {
@@ -284,73 +280,74 @@ impl PackedBlock {
 }
 
 impl PackedMemory {
-    fn heads(&self) -> impl Iterator<Item = (&Packed, &Packed)> {
-        self.keys.iter().zip(&self.values)
+    /// From rows of keys and values, those of all heads beside each other (seq, 2 * heads * `head_dim`) from a `column` of
+    /// `projected` (seq, stride) on; in the memory of what was here before.
+    fn fill(&mut self, projected: &[f32], stride: usize, column: usize, shape: &AttentionShape, team: &Team) {
+        let (seq, hd) = (projected.len() / stride, shape.head_dim);
+        self.0.resize_with(shape.heads, Head::default);
+        let row = |row: usize, column: usize| &projected[row * stride + column..][..hd];
+        // To move a number takes as long as some multiplications.
+        let work = 16 * projected.len();
+        team.each_of(self.0.iter_mut().enumerate(), work, |(head, Head { keys, values })| {
+            let key = column + head * hd;
+            let value = key + shape.heads * hd;
+            keys.fill_rows(seq, hd, |position| row(position, key));
+            values.fill_columns(hd, seq, (0..seq).map(|position| row(position, value)));
+        });
     }
 
-    fn resize(&mut self, heads: usize) {
-        self.keys.resize_with(heads, Packed::default);
-        self.values.resize_with(heads, Packed::default);
+    /// Queries of all heads beside each other, (queries, heads * `head_dim`), to mixtures of values in the same order.
+    fn attend(&self, queries: Rows, bias: Option<&Bias>, mixed: &mut Sink, shape: &AttentionShape, team: &Team) {
+        if queries.count == 0 {
+            return;
+        }
+        let (heads, hd) = (self.0.len(), shape.head_dim);
+        let work = 2 * queries.count * self.0.iter().map(|head| head.keys.size()).sum::<usize>();
+        let blocks = if team.parts(work) { (queries.count / QUERIES).clamp(1, team.threads()) } else { 1 };
+        team.each(blocks * heads, work, |at| {
+            let (block, head) = (at / heads, at % heads);
+            let (first, end) = (block * queries.count / blocks, (block + 1) * queries.count / blocks);
+            let data = &queries.data[first * queries.stride + head * hd..];
+            let queries = Rows { data, count: end - first, ..queries };
+            // SAFETY: each part has queries or a head of its own.
+            #[expect(unsafe_code, reason = "threads write to one matrix")]
+            let mut mixed = unsafe { mixed.share() }.behind(first, head * hd);
+            let bias = bias.map(|bias| (&bias.table[head * bias.distances..][..bias.distances], bias.zero - first));
+            self.0[head].attend(queries, bias, &mut mixed);
+        });
     }
 }
 
-/// Keys and values of a head, from rows of keys and values, all heads beside each other: (seq, 2 * heads * `head_dim`).
-fn fill<'r>(
-    head: usize,
-    keys: &mut Packed,
-    values: &mut Packed,
-    seq: usize,
-    shape: &AttentionShape,
-    row: &impl Fn(usize) -> &'r [f32],
-) {
-    let (hd, key) = (shape.head_dim, head * shape.head_dim);
-    let value = shape.heads * hd + key;
-    keys.fill_rows(seq, hd, |position| &row(position)[key..][..hd]);
-    values.fill_columns(hd, seq, (0..seq).map(|position| &row(position)[value..][..hd]));
-}
-
-/// Softmax over all positions, and the mixture of their values: into rows of `mixed` that are `width` apart.
-fn attend<'b>(
-    keys: &Packed,
-    values: &Packed,
-    queries: Rows,
-    bias: Option<&dyn Fn(usize) -> &'b [f32]>,
-    scores: &mut Aligned<f32>,
-    mixed: &mut [f32],
-    width: usize,
-) {
-    let seq = keys.outputs();
-    let stride = seq.next_multiple_of(LANES);
-    scores.make_room(queries.count * stride);
-    keys.product(queries, scores, stride, Into::Place);
-    vectorized!(softmax(scores, seq, bias));
-    let weights = Rows { data: scores, stride, count: queries.count };
-    values.product(weights, mixed, width, Into::Place);
+impl Head {
+    /// Softmax over all positions, and the mixture of their values. Of `bias` the second says where the distance 0 of the
+    /// first query is.
+    fn attend(&self, queries: Rows, bias: Option<(&[f32], usize)>, mixed: &mut Sink) {
+        let (seq, alone) = (self.keys.outputs(), Team::alone());
+        let stride = seq.next_multiple_of(LANES);
+        SCORES.with_borrow_mut(|scores| {
+            scores.make_room(queries.count * stride);
+            self.keys.product(queries, &mut Sink::new(scores, stride, Into::Place), &alone);
+            vectorized!(softmax(scores, seq, bias));
+            let weights = Rows { data: scores, stride, count: queries.count };
+            self.values.product(weights, mixed, &alone);
+        });
+    }
 }
 
 /// Rows of scores are whole vectors: a few numbers behind the last position cost less than those that fill no vector.
 const LANES: usize = 16;
 
-/// Softmax of rows of `seq` scores, what `bias` says of its query added before.
+/// Softmax of rows of `seq` scores, what `bias` says of their distances added before.
 #[inline(always)]
-fn softmax<'b>(scores: &mut [f32], seq: usize, bias: Option<&dyn Fn(usize) -> &'b [f32]>) {
+fn softmax(scores: &mut [f32], seq: usize, bias: Option<(&[f32], usize)>) {
     for (query, row) in scores.chunks_exact_mut(seq.next_multiple_of(LANES).max(1)).enumerate() {
         let (positions, behind) = row.split_at_mut(seq);
         behind.fill(f32::NEG_INFINITY);
-        if let Some(bias) = bias {
-            axpy(positions, 1.0, bias(query));
+        if let Some((bias, zero)) = bias {
+            axpy(positions, 1.0, &bias[zero - query..][..seq]);
         }
         softmax_lanes(row);
     }
-}
-
-/// Locks that nobody holds when they are asked for: the meetings see to it. A thread that panicked has told the others.
-fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Rows of `x` (rows, dim) over their root mean squares.

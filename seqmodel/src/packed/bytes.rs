@@ -6,9 +6,15 @@
 //! away before. Where there are no such instructions, [`round`] and products in 32 bits give the same up to rounding.
 
 use super::aligned::Aligned;
-use super::matrix::{Into, PANEL, Rows};
-use super::product::turns;
+use super::crew::Team;
+use super::matrix::{PANEL, Rows};
+use super::product::{Part, turns};
+use super::sink::{Into, Sink};
+use crate::nn::vectorized;
 use std::cell::RefCell;
+
+/// Fewest rows of a part of a product: two tiles.
+const ROWS: usize = 32;
 
 /// Inputs that one instruction takes together.
 const GROUP: usize = 4;
@@ -90,29 +96,33 @@ impl Bytes {
     }
 
     /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Bytes::fast`].
-    pub(super) fn product(&self, rows: Rows, inputs: usize, out: &mut [f32], stride: usize, into: Into) {
+    pub(super) fn product(&self, rows: Rows, inputs: usize, out: &Sink, team: &Team) {
         let Some(kernel) = kernel() else { return };
         ROUNDED.with_borrow_mut(|rounded| {
-            rounded.make_room(rows.count, self.groups);
-            let out = Sink { out, stride, into };
-            // SAFETY: `kernel` has asked the processor whether it has the instructions.
-            #[expect(unsafe_code, reason = "code for some processors alone")]
-            unsafe {
-                kernel(self, rows, inputs, rounded, out);
-            }
+            vectorized!(rounded.fill(rows, inputs, self.groups));
+            let rounded = &*rounded;
+            let work = rows.count * inputs * self.outputs;
+            Part::each(team, (self.outputs.div_ceil(PANEL), rows.count), ROWS, work, |part| {
+                // SAFETY: `kernel` has asked the processor whether it has the instructions; parts have places of their own.
+                #[expect(unsafe_code, reason = "code for some processors alone, threads write to one matrix")]
+                unsafe {
+                    kernel(self, &part, rounded, out.share());
+                }
+            });
         });
     }
 }
 
 impl Rounded {
-    /// For whole tiles of rows: what lies behind the last one is computed with and never read out.
+    /// For whole tiles of rows from any row on: what lies behind the last one is computed with and never read out.
     fn make_room(&mut self, rows: usize, groups: usize) {
-        self.bytes.make_room(rows.next_multiple_of(16) * groups);
+        self.bytes.make_room((rows + 15) * groups);
         self.steps.resize(self.steps.len().max(rows), 0.0);
     }
 
     #[inline(always)]
     fn fill(&mut self, rows: Rows, inputs: usize, groups: usize) {
+        self.make_room(rows.count, groups);
         for row in 0..rows.count {
             let numbers = &rows.data[row * rows.stride..][..inputs];
             let (step, many) = steps(numbers);
@@ -126,14 +136,7 @@ impl Rounded {
     }
 }
 
-/// Where sums go.
-struct Sink<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-    into: Into,
-}
-
-type Kernel = unsafe fn(&Bytes, Rows, usize, &mut Rounded, Sink);
+type Kernel = unsafe fn(&Bytes, &Part, &Rounded, Sink);
 
 #[cfg(not(target_arch = "x86_64"))]
 fn kernel() -> Option<Kernel> {
@@ -157,7 +160,7 @@ fn kernel() -> Option<Kernel> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Bytes, GROUP, Into, PANEL, Rounded, Rows, Sink, turns};
+    use super::{Bytes, GROUP, Into, PANEL, Part, Rounded, Sink, turns};
     use crate::packed::product::prefetch;
     use core::arch::x86_64::{
         __m256, __m256i, __m512, __m512i, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_max_ps,
@@ -177,20 +180,23 @@ mod x86 {
                 let (scales, step): ([$vector; 2], _) = (bytemuck::must_cast(*scales), $splat(step));
                 let low = $multiply($convert(sums[0]), $multiply(scales[0], step));
                 let high = $multiply($convert(sums[1]), $multiply(scales[1], step));
-                let Some(places) = out.out.get_mut(row * out.stride + from..) else { return };
+                let (into, width) = (out.into, this.outputs.saturating_sub(from).min(WIDTH));
+                if width == 0 {
+                    return;
+                }
+                let places = out.places(row, from, width);
                 match places.first_chunk_mut::<WIDTH>() {
-                    Some(places) if from + WIDTH <= this.outputs => {
+                    Some(places) => {
                         let before: [$vector; 2] = bytemuck::must_cast(*places);
-                        *places = bytemuck::must_cast(match out.into {
+                        *places = bytemuck::must_cast(match into {
                             Into::Place => [low, high],
                             Into::Relu => [$greater(low, $zero()), $greater(high, $zero())],
                             Into::Sum => [$add(before[0], low), $add(before[1], high)],
                         });
                     }
-                    _ => {
-                        let width = this.outputs.saturating_sub(from).min(WIDTH);
+                    None => {
                         let line: [f32; WIDTH] = bytemuck::must_cast([low, high]);
-                        part(&line[..width], places, out.into);
+                        rest(&line, places, into);
                     }
                 }
             }
@@ -221,7 +227,7 @@ mod x86 {
 
     /// The last outputs, where they fill no line.
     #[inline(never)]
-    fn part(line: &[f32], places: &mut [f32], into: Into) {
+    fn rest(line: &[f32], places: &mut [f32], into: Into) {
         for (place, sum) in places.iter_mut().zip(line) {
             *place = match into {
                 Into::Place => *sum,
@@ -284,10 +290,9 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) fn wide(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
-        rounded.fill(rows, inputs, this.groups);
-        for panel in 0..this.outputs.div_ceil(PANEL) {
-            for turn in turns(rows.count, 12) {
+    pub(super) fn wide(this: &Bytes, part: &Part, rounded: &Rounded, mut out: Sink) {
+        for panel in part.panels.clone() {
+            for turn in turns(&part.rows, 12) {
                 match turn.count {
                     12 => wide!(this, rounded, out, panel, turn, a b c d e f g h i j k l),
                     11 => wide!(this, rounded, out, panel, turn, a b c d e f g h i j k),
@@ -310,21 +315,21 @@ mod x86 {
     /// vectors.
     #[cfg(target_os = "linux")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) fn tiled(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
+    pub(super) fn tiled(this: &Bytes, part: &Part, rounded: &Rounded, mut out: Sink) {
         use crate::packed::tiles::{DEPTH, SIDE, Tiles};
         use core::arch::x86_64::_mm512_add_epi32;
 
         let (groups, blocks) = (this.groups, this.groups * GROUP / DEPTH);
-        if rows.count < SIDE || blocks == 0 {
-            return wide(this, rows, inputs, rounded, out);
+        if part.rows.len() < SIDE || blocks == 0 {
+            return wide(this, part, rounded, out);
         }
-        let Some(tiles) = Tiles::take() else { return wide(this, rows, inputs, rounded, out) };
-        rounded.fill(rows, inputs, groups);
+        let Some(tiles) = Tiles::take() else { return wide(this, part, rounded, out) };
         let mut sums = [[[0; SIDE]; SIDE]; 4];
-        for (panel, weights) in this.panels.chunks_exact(groups).enumerate() {
+        for panel in part.panels.clone() {
+            let weights = &this.panels[panel * groups..][..groups];
             let outputs: &[u8] = bytemuck::cast_slice(weights);
-            for first in (0..rows.count).step_by(2 * SIDE) {
-                let two = rows.count - first > SIDE;
+            for first in part.rows.clone().step_by(2 * SIDE) {
+                let two = part.rows.end - first > SIDE;
                 let bytes = rounded.bytes[first * groups..].as_flattened();
                 tiles.clear::<0>();
                 tiles.clear::<1>();
@@ -349,7 +354,7 @@ mod x86 {
                 tiles.store::<3>(&mut sums[3]);
                 let (starts, _) = this.starts[panel * PANEL..][..PANEL].as_chunks::<SIDE>();
                 let starts: [__m512i; 2] = [bytemuck::must_cast(starts[0]), bytemuck::must_cast(starts[1])];
-                for row in first..rows.count.min(first + 2 * SIDE) {
+                for row in first..part.rows.end.min(first + 2 * SIDE) {
                     let (tile, at) = ((row - first) / SIDE * 2, (row - first) % SIDE);
                     let mut low = _mm512_add_epi32(starts[0], bytemuck::must_cast(sums[tile][at]));
                     let mut high = _mm512_add_epi32(starts[1], bytemuck::must_cast(sums[tile + 1][at]));
@@ -366,10 +371,9 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,avxvnni")]
-    pub(super) fn narrow(this: &Bytes, rows: Rows, inputs: usize, rounded: &mut Rounded, mut out: Sink) {
-        rounded.fill(rows, inputs, this.groups);
-        for panel in 0..this.outputs.div_ceil(PANEL) {
-            for turn in turns(rows.count, 6) {
+    pub(super) fn narrow(this: &Bytes, part: &Part, rounded: &Rounded, mut out: Sink) {
+        for panel in part.panels.clone() {
+            for turn in turns(&part.rows, 6) {
                 for start in [0, 2] {
                     match turn.count {
                         6 => narrow!(this, rounded, out, panel, start, turn, a b c d e f),
@@ -406,7 +410,8 @@ mod tests {
         /// All processors agree: those that multiply bytes to the bit, the others up to the rounding of sums.
         #[test]
         fn bytes_are_bytes_everywhere(
-            count in 0usize..30, inputs in 1usize..300, outputs in 1usize..100, gap in 0usize..3, seed: u32, way in 0u8..3,
+            count in 0usize..30, inputs in 1usize..300, outputs in 1usize..100, gap in 0usize..3, cut in 0usize..30, seed: u32,
+            way in 0u8..3,
         ) {
             let number = |at: usize| f32::from(((at as u32).wrapping_mul(2_654_435_761) ^ seed) as u16) / 32_768.0 - 1.0;
             let (bytes, scales) = weights(outputs, inputs, number);
@@ -417,16 +422,21 @@ mod tests {
             let before: Vec<f32> = (0..count * (outputs + gap)).map(|at| number(at + 99)).collect();
             let mut expected = before.clone();
             let wide = Packed::of_bytes(outputs, inputs, bytes.clone(), scales.clone());
-            wide.product(rows, &mut expected, outputs + gap, into);
+            wide.product(rows, &mut Sink::new(&mut expected, outputs + gap, into), &Team::alone());
             let packed = Bytes::new(outputs, inputs, &bytes, scales.clone());
             let run = |kernel: Kernel| {
                 let mut out = before.clone();
                 let mut rounded = Rounded::default();
-                rounded.make_room(count, packed.groups);
-                // SAFETY: `kernels` has only those that this processor has.
-                #[expect(unsafe_code, reason = "code for some processors alone")]
-                unsafe {
-                    kernel(&packed, rows, inputs, &mut rounded, Sink { out: &mut out, stride: outputs + gap, into });
+                rounded.fill(rows, inputs, packed.groups);
+                // In two parts, since a part's rows are not all.
+                let parts = [0..cut.min(count), cut.min(count)..count];
+                for rows in parts {
+                    let part = Part { panels: 0..outputs.div_ceil(PANEL), rows };
+                    // SAFETY: `kernels` has only those that this processor has.
+                    #[expect(unsafe_code, reason = "code for some processors alone")]
+                    unsafe {
+                        kernel(&packed, &part, &rounded, Sink::new(&mut out, outputs + gap, into));
+                    }
                 }
                 out
             };
@@ -469,7 +479,8 @@ mod tests {
                 let mut data = vec![0.5; 60];
                 data[20 + place] = bad;
                 let mut out = vec![0.0; 15];
-                packed.product(Rows { data: &data, stride: 20, count: 3 }, &mut out, 5, Into::Place);
+                let mut sink = Sink::new(&mut out, 5, Into::Place);
+                packed.product(Rows { data: &data, stride: 20, count: 3 }, &mut sink, &Team::alone());
                 let finite: Vec<bool> = out.iter().map(|x| x.is_finite()).collect();
                 assert_eq!(finite, [[true; 5], [false; 5], [true; 5]].concat(), "{bad} at {place}: {out:?}");
             }

@@ -1,5 +1,5 @@
-//! Decoding with packed weights: some requests a thread, whose beams go through the products together, or the beams of
-//! one that comes alone parted among threads that have nothing else to do; keys and values that never move.
+//! Decoding with packed weights: some requests a thread, whose beams go through the products together, or one that comes
+//! alone with the help of threads that have nothing else to do; keys and values that never move.
 //!
 //! Keys and values of what was encoded are kept once per request and read by all its beams; those of a beam's own path
 //! stay where the steps left them and are read through the ancestor table. Buffers grow to the widest step and stay, also
@@ -7,8 +7,9 @@
 
 use super::aligned::Aligned;
 use super::block::{Bias, PackedBlock, PackedMemory, Scratch, Share, norm};
-use super::matrix::{Into, Packed, Rows};
-use super::parts::{Crew, Muster, on_threads};
+use super::crew::{Crew, Team, on_threads};
+use super::matrix::{Packed, Rows};
+use super::sink::{Into, Sink};
 use crate::nn::log_softmax_row;
 use crate::{Error, Result};
 use beam::{BeamKernel, BoxError, CpuBeams, Scores, StepScorer};
@@ -20,6 +21,10 @@ const SPARE: usize = 64;
 
 /// Most rows of several requests together: more do not make products faster, and need more room.
 const JOINED: usize = 96;
+
+/// Fewest beams of a request for which a thread goes through all products by itself. Fewer take longer to read weights than to
+/// multiply: then each product is shared, so that a thread reads a part of them.
+const APART: usize = 12;
 
 /// The packed weights of a decoder of codes.
 pub(crate) struct PackedDecoder {
@@ -46,35 +51,33 @@ impl PackedDecoder {
     }
 
     /// What a request starts from: the `first` input (dim,) and what its history was encoded to, (seq, dim), if the
-    /// blocks read it; parted among the threads of `muster`.
-    pub(crate) fn start(&self, request: &mut Request, first: &[f32], encoded: Option<&[f32]>, muster: &Muster) {
+    /// blocks read it.
+    pub(crate) fn start(&self, request: &mut Request, first: &[f32], encoded: Option<&[f32]>, team: &Team) {
         request.begin(first, self.blocks.len());
         let Some(states) = encoded else {
             request.memory.clear();
             return;
         };
         request.memory.resize_with(self.blocks.len(), PackedMemory::default);
-        let each = self.blocks.len().div_ceil(muster.threads()).max(1);
-        self.rooms.lend(muster.threads(), |rooms| {
-            let parts = self.blocks.chunks(each).zip(request.memory.chunks_mut(each)).zip(rooms);
-            muster.run(parts, |((blocks, memory), room), _| {
-                blocks.iter().zip(memory).for_each(|(block, memory)| block.remember(states, memory, room));
-            });
+        self.rooms.lend(1, |rooms| {
+            let memories = self.blocks.iter().zip(&mut request.memory);
+            memories.for_each(|(block, memory)| block.remember(states, memory, &mut rooms[0], team));
         });
     }
 
-    /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. One request is parted
-    /// among the threads of `muster`; several go through the products together, on this thread.
-    fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, muster: &Muster) {
-        self.rooms.lend(muster.threads(), |rooms| {
+    /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. They go through the
+    /// products together; with a team that has enough of them, each thread has some for itself.
+    fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, team: &Team) {
+        let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
+        let parts = if rows >= APART * team.threads() { team.threads() } else { 1 };
+        let each = rows.div_ceil(parts).max(1);
+        self.rooms.lend(parts, |rooms| {
             let mut x = std::mem::take(&mut rooms[0].x);
             x.clear();
             tasks.iter_mut().for_each(|task| self.begin(task, level, &mut x));
-            let rows = x.len() / self.dim;
-            let each = rows.div_ceil(muster.threads()).max(1);
             // Shares of each part, block by block.
-            let mut parts: Vec<Vec<Vec<Share>>> = Vec::new();
-            parts.resize_with(rows.div_ceil(each), || self.blocks.iter().map(|_| Vec::new()).collect());
+            let mut shares: Vec<Vec<Vec<Share>>> = Vec::new();
+            shares.resize_with(parts, || self.blocks.iter().map(|_| Vec::new()).collect());
             for task in tasks {
                 let Request { memory, past, ancestors, .. } = &mut *task.request;
                 for (layer, (block, past)) in self.blocks.iter().zip(past).enumerate() {
@@ -86,23 +89,44 @@ impl PackedDecoder {
                     now[0].resize(task.codes.len() * width, 0.0);
                     for (part, new) in now[0].chunks_mut(each * width).enumerate() {
                         let ancestors = &ancestors[part * each * level..][..new.len() / width * level];
-                        parts[part][layer].push(Share { new, past, ancestors, memory: memory.get(layer) });
+                        shares[part][layer].push(Share { new, past, ancestors, memory: memory.get(layer) });
                     }
                 }
             }
             let classes = self.heads[level].outputs();
-            let rows = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
-            muster.run(rows.zip(parts).zip(&mut *rooms), |(((x, log_probs), mut shares), room), _| {
-                for (block, shares) in self.blocks.iter().zip(&mut shares) {
-                    block.step(x, shares, self.bias.as_ref(), room);
-                }
-                norm(x, self.dim, &mut room.normed);
-                let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
-                self.heads[level].product(normed, log_probs, classes, Into::Place);
-                log_probs.chunks_exact_mut(classes).for_each(log_softmax_row);
-            });
+            let outs = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
+            let parted = outs.zip(shares).zip(&mut *rooms);
+            if parts == 1 {
+                parted.for_each(|(((x, out), mut shares), room)| self.step(x, out, level, &mut shares, room, team));
+            } else {
+                team.each_of(parted, usize::MAX, |(((x, out), mut shares), room)| {
+                    self.step(x, out, level, &mut shares, room, &Team::alone());
+                });
+            }
             rooms[0].x = x;
         });
+    }
+
+    /// A step of all blocks: x (rows, dim) -> log-probabilities (rows, codes) of `level`.
+    fn step(
+        &self,
+        x: &mut [f32],
+        log_probs: &mut [f32],
+        level: usize,
+        shares: &mut [Vec<Share>],
+        room: &mut Scratch,
+        team: &Team,
+    ) {
+        for (block, shares) in self.blocks.iter().zip(shares) {
+            block.step(x, shares, self.bias.as_ref(), room, team);
+        }
+        norm(x, self.dim, &mut room.normed);
+        let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
+        let classes = self.heads[level].outputs();
+        self.heads[level].product(normed, &mut Sink::new(log_probs, classes, Into::Place), team);
+        // To find an exponent takes as long as some multiplications.
+        let work = 16 * log_probs.len();
+        team.each_of(log_probs.chunks_exact_mut(classes), work, log_softmax_row);
     }
 
     /// Takes up the beams of a step; their inputs go behind `x`.
@@ -124,7 +148,7 @@ impl PackedDecoder {
     }
 }
 
-/// Rooms that nobody is in. Who works alone gets the one that was left last, which caches still know.
+/// Rooms that nobody is in. Who comes gets those that were left last, which caches still know.
 #[derive(Debug, Default)]
 pub(crate) struct Rooms(Mutex<Vec<Scratch>>);
 
@@ -211,9 +235,7 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
         });
         let mut tasks: Vec<_> = tasks.collect();
         if tasks.len() == 1 {
-            let rows = beams.rows();
-            let row: usize = decoder.blocks.iter().map(PackedBlock::work).sum();
-            decoder.advance(&mut tasks, &mut data, level, &decoder.crew.muster(rows, rows * row));
+            decoder.advance(&mut tasks, &mut data, level, &decoder.crew.call());
         } else {
             let widest = ranges.iter().map(Range::len).max().unwrap_or(0);
             let groups = groups(tasks.len(), widest, rayon::current_num_threads());
@@ -223,7 +245,7 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
                 let part = tasks.split_off_mut(..group.len()).unwrap_or_default();
                 (part, rest.split_off_mut(..rows * width).unwrap_or_default())
             });
-            on_threads(parts, |(tasks, log_probs)| decoder.advance(tasks, log_probs, level, &Muster::alone()));
+            on_threads(parts, |(tasks, log_probs)| decoder.advance(tasks, log_probs, level, &Team::alone()));
         }
         self.before = ranges;
         Ok(Scores { width, data })

@@ -5,7 +5,9 @@
 
 use super::aligned::Aligned;
 use super::bytes::{Bytes, round};
-use super::product::Product;
+use super::crew::Team;
+use super::product::{Part, Product};
+use super::sink::Sink;
 use super::transpose::columns;
 use crate::nn::vectorized;
 use serde::{Deserialize, Serialize};
@@ -14,16 +16,8 @@ use std::cell::RefCell;
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 32;
 
-/// Where a product goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
-    /// Over what is there.
-    Place,
-    /// Over what is there, negative numbers as 0.
-    Relu,
-    /// On top of what is there.
-    Sum,
-}
+/// Fewest rows of a part of a product: fewer would read a panel for too little.
+const ROWS: usize = 12;
 
 /// How weights are kept and computed with. Sums have 32 bits in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -187,31 +181,46 @@ impl Packed {
         self.outputs
     }
 
-    /// `rows` (count, inputs) times the transpose of this one, into rows of `out` that are `stride` apart.
-    pub(crate) fn product(&self, rows: Rows, out: &mut [f32], stride: usize, into: Into) {
-        let inputs = self.inputs.max(1);
-        let arch = pulp::Arch::new();
-        let run = |first, panels: &[Line], rows: Rows, out: &mut [f32]| {
-            arch.dispatch(Product { outputs: self.outputs, inputs, first, panels, rows, out, stride, into });
-        };
-        let widened = |narrow: &Narrow, rows: Rows, out: &mut [f32]| {
-            WIDE.with_borrow_mut(|wide| {
-                wide.make_room(inputs);
-                for panel in 0..self.outputs.div_ceil(PANEL) {
-                    narrow.widen(panel, wide.as_flattened_mut());
-                    run(panel, wide, rows, out);
-                }
-            });
-        };
+    /// `rows` (count, inputs) times the transpose of this one, to `out`, with the help of `team`.
+    pub(crate) fn product(&self, rows: Rows, out: &mut Sink, team: &Team) {
         match &self.small {
-            None => run(0, &self.panels, rows, out),
-            Some(Small::Bytes(bytes)) => bytes.product(rows, self.inputs, out, stride, into),
-            Some(Small::Narrow(narrow @ Narrow::Bf16(_))) => widened(narrow, rows, out),
+            None => self.each(team, rows, out, |part, run| {
+                run(&self.panels[part.panels.start * self.inputs..part.panels.end * self.inputs], part);
+            }),
+            Some(Small::Bytes(bytes)) => bytes.product(rows, self.inputs, out, team),
+            Some(Small::Narrow(narrow @ Narrow::Bf16(_))) => self.widened(narrow, rows, out, team),
             Some(Small::Narrow(narrow @ Narrow::Int8(..))) => ROUNDED.with_borrow_mut(|rounded| {
                 vectorized!(round(rows, self.inputs, rounded));
-                widened(narrow, Rows { data: rounded, stride: self.inputs, count: rows.count }, out);
+                let rows = Rows { data: rounded, stride: self.inputs, count: rows.count };
+                self.widened(narrow, rows, out, team);
             }),
         }
+    }
+
+    /// With panels that are made wide one by one.
+    fn widened(&self, narrow: &Narrow, rows: Rows, out: &Sink, team: &Team) {
+        self.each(team, rows, out, |part, run| {
+            WIDE.with_borrow_mut(|wide| {
+                wide.make_room(self.inputs);
+                for panel in part.panels {
+                    narrow.widen(panel, wide.as_flattened_mut());
+                    run(wide, Part { panels: panel..panel + 1, rows: part.rows.clone() });
+                }
+            });
+        });
+    }
+
+    /// All parts of a product, each run by `multiply` with the weights of its panels.
+    fn each(&self, team: &Team, rows: Rows, out: &Sink, multiply: impl Fn(Part, &dyn Fn(&[Line], Part)) + Sync) {
+        let (outputs, inputs, arch) = (self.outputs, self.inputs.max(1), pulp::Arch::new());
+        Part::each(team, (outputs.div_ceil(PANEL), rows.count), ROWS, rows.count * self.size(), |part| {
+            multiply(part, &|panels, part| {
+                // SAFETY: parts have places of their own.
+                #[expect(unsafe_code, reason = "threads write to one matrix")]
+                let out = unsafe { out.share() };
+                arch.dispatch(Product { outputs, inputs, part, panels, rows, out });
+            });
+        });
     }
 }
 
@@ -250,8 +259,13 @@ fn bf16(weight: f32) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::crew::Crew;
+    use super::super::sink::Into;
     use super::*;
     use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static CREW: LazyLock<Crew> = LazyLock::new(|| Crew::with_least(3, 1));
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
@@ -276,7 +290,8 @@ mod tests {
             let into = [Into::Place, Into::Relu, Into::Sum][usize::from(way)];
             let before: Vec<f32> = (0..count * (outputs + gap)).map(|at| number(at + 99)).collect();
             let mut out = before.clone();
-            packed.product(Rows { data: &data, stride, count }, &mut out, outputs + gap, into);
+            let team = if seed % 3 == 0 { Team::alone() } else { CREW.call() };
+            packed.product(Rows { data: &data, stride, count }, &mut Sink::new(&mut out, outputs + gap, into), &team);
             for (at, out) in out.iter().enumerate() {
                 let (row, output) = (at / (outputs + gap), at % (outputs + gap));
                 if output >= outputs {

@@ -6,18 +6,19 @@
 mod aligned;
 mod block;
 mod bytes;
+mod crew;
 mod decoder;
 mod matrix;
-mod parts;
 mod product;
+mod sink;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;
 mod transpose;
 
 pub(crate) use aligned::Aligned;
 pub(crate) use block::{Bias, PackedBlock, norm};
+pub(crate) use crew::{Crew, Team, on_threads};
 pub use decoder::PackedSession;
 pub(crate) use decoder::{PackedDecoder, Request, Rooms};
 pub(crate) use matrix::Packed;
 pub use matrix::Precision;
-pub(crate) use parts::{Crew, Muster, on_threads};

@@ -2,19 +2,63 @@
 //!
 //! Sums run over the inputs in order, with fused multiply-adds, so that a row's result depends on no other row.
 
-use super::matrix::{Into, Line, PANEL, Rows};
+use super::crew::Team;
+use super::matrix::{Line, PANEL, Rows};
+use super::sink::{Into, Sink};
+use std::hint::black_box;
+use std::ops::Range;
 
-/// Rows times the transpose of panels.
+/// Parts of a product a thread has, so that others can take some.
+const PARTS: usize = 2;
+
+/// Some rows times the transpose of some panels.
 pub(super) struct Product<'a> {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
-    /// Number of the first of `panels`.
-    pub(super) first: usize,
+    pub(super) part: Part,
+    /// Those of the part.
     pub(super) panels: &'a [Line],
+    /// All rows, and where all of them go.
     pub(super) rows: Rows<'a>,
-    pub(super) out: &'a mut [f32],
-    pub(super) stride: usize,
-    pub(super) into: Into,
+    pub(super) out: Sink<'a>,
+}
+
+/// Some panels of a matrix, by some rows.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) panels: Range<usize>,
+    pub(super) rows: Range<usize>,
+}
+
+impl Part {
+    /// Runs all parts of a product of `work` multiplications, which write to places of their own: one where nobody helps, a
+    /// few a thread otherwise. A thread has rows, of which it may have computed the inputs, where `enough` are left for each;
+    /// fewer are worth less than the panels that all would have to read.
+    pub(super) fn each(
+        team: &Team,
+        (panels, rows): (usize, usize),
+        enough: usize,
+        work: usize,
+        run: impl Fn(Self) + Sync,
+    ) {
+        if !team.parts(work) {
+            return run(Self { panels: 0..panels, rows: 0..rows });
+        }
+        let threads = team.threads();
+        let blocks = if rows >= enough * threads { threads } else { 1 };
+        let width = match panels.div_ceil(PARTS * threads / blocks) {
+            1 if panels < 2 * threads / blocks => 1,
+            width => width.next_multiple_of(2),
+        };
+        let columns = panels.div_ceil(width);
+        team.each(blocks * columns, work, |at| {
+            let (block, column) = (at / columns, at % columns);
+            run(Self {
+                panels: column * width..panels.min((column + 1) * width),
+                rows: block * rows / blocks..(block + 1) * rows / blocks,
+            });
+        });
+    }
 }
 
 /// A panel and its number: (inputs, `PANEL`).
@@ -29,12 +73,13 @@ pub(super) struct Turn {
     pub(super) of: usize,
 }
 
-/// `count` rows in the fewest turns of at most `most`, as even as can be: a turn with few rows waits for its own sums.
-pub(super) fn turns(count: usize, most: usize) -> impl Iterator<Item = Turn> {
+/// `rows` in the fewest turns of at most `most`, as even as can be: a turn with few rows waits for its own sums.
+pub(super) fn turns(rows: &Range<usize>, most: usize) -> impl Iterator<Item = Turn> + use<> {
+    let (start, count) = (rows.start, rows.len());
     let of = count.div_ceil(most);
     (0..of).map(move |number| {
         let (first, end) = (number * count / of, (number + 1) * count / of);
-        Turn { first, count: end - first, number, of }
+        Turn { first: start + first, count: end - first, number, of }
     })
 }
 
@@ -66,7 +111,7 @@ macro_rules! tile {
             let mut $name = (&$product.rows.data[from..][..weights.len()], zero, zero);
         )+
         let step = size_of::<Line>().div_ceil($turn.of);
-        let mut ahead = weights.as_ptr_range().end.cast::<u8>().wrapping_add(step * weights.len() * $turn.number);
+        let mut ahead = $product.ahead(weights).wrapping_add(step * weights.len() * $turn.number);
         for (input, weights) in weights.iter().enumerate() {
             prefetch(ahead);
             prefetch(ahead.wrapping_add(64));
@@ -85,28 +130,90 @@ macro_rules! tile {
     }};
 }
 
+/// One input of `pair`.
+macro_rules! pair_input {
+    ($simd:ident, $left:expr, $right:expr, $input:expr, $($name:ident)+) => {{
+        let (w1, w2) = $left.split_at(S::F32_LANES);
+        let (w3, w4) = $right.split_at(S::F32_LANES);
+        let (w1, w2) = (S::as_simd_f32s(w1).0[0], S::as_simd_f32s(w2).0[0]);
+        let (w3, w4) = (S::as_simd_f32s(w3).0[0], S::as_simd_f32s(w4).0[0]);
+        $(
+            let x = $simd.splat_f32s($name.0[$input]);
+            $name.1 = $simd.mul_add_f32s(x, w1, $name.1);
+            $name.2 = $simd.mul_add_f32s(x, w2, $name.2);
+            $name.3 = $simd.mul_add_f32s(x, w3, $name.3);
+            $name.4 = $simd.mul_add_f32s(x, w4, $name.4);
+        )+
+    }};
+}
+
+/// As `tile`, against all four vectors of two panels, two inputs at a time.
+macro_rules! pair {
+    ($product:ident, $simd:ident, $panels:ident, $turn:ident, $($name:ident)+) => {{
+        let (panel, weights) = $panels;
+        let (left, right) = weights.split_at(weights.len() / 2);
+        let mut row = $turn.first..;
+        $(
+            // Unless it is hidden how rows follow each other, each is found from the one before, input by input.
+            let from = black_box(row.next().unwrap_or(0) * $product.rows.stride);
+            let zero = $simd.splat_f32s(0.0);
+            let mut $name = (&$product.rows.data[from..][..left.len()], zero, zero, zero, zero);
+        )+
+        let step = (4 * size_of::<Line>()).div_ceil($turn.of);
+        let mut ahead = $product.ahead(weights).wrapping_add(step * left.len() / 2 * $turn.number);
+        let mut input = 0;
+        while input + 1 < left.len() {
+            prefetch(ahead);
+            prefetch(ahead.wrapping_add(64));
+            ahead = ahead.wrapping_add(step);
+            pair_input!($simd, left[input], right[input], input, $($name)+);
+            pair_input!($simd, left[input + 1], right[input + 1], input + 1, $($name)+);
+            input += 2;
+        }
+        if input < left.len() {
+            pair_input!($simd, left[input], right[input], input, $($name)+);
+        }
+        let mut row = $turn.first..;
+        $(
+            let at = row.next().unwrap_or(0);
+            $product.put($simd, at, panel * PANEL, [$name.1, $name.2]);
+            $product.put($simd, at, (panel + 1) * PANEL, [$name.3, $name.4]);
+        )+
+    }};
+}
+
 impl pulp::WithSimd for Product<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(mut self, simd: S) {
-        let panels = self.panels.chunks_exact(self.inputs);
-        for panel in (self.first..).zip(panels) {
+        let (mut panels, mut first) = (self.panels, self.part.panels.start);
+        if S::F32_LANES == 16 && self.part.rows.len() > 12 {
+            let pairs = panels.chunks_exact(2 * self.inputs);
+            panels = pairs.remainder();
+            for pair in (first..).step_by(2).zip(pairs) {
+                for turn in turns(&self.part.rows, 6) {
+                    self.pair(simd, pair, turn);
+                }
+            }
+            first += (self.panels.len() - panels.len()) / self.inputs;
+        }
+        for panel in (first..).zip(panels.chunks_exact(self.inputs)) {
             // Loops, since closures that are called again and again stay code for every processor.
             match S::F32_LANES {
                 16 => {
-                    for turn in turns(self.rows.count, 12) {
+                    for turn in turns(&self.part.rows, 12) {
                         self.wide(simd, panel, turn);
                     }
                 }
                 8 => {
-                    for turn in turns(self.rows.count, 6) {
+                    for turn in turns(&self.part.rows, 6) {
                         self.narrow(simd, panel, turn);
                     }
                 }
                 lanes => {
                     for start in (0..PANEL).step_by(lanes) {
-                        for row in 0..self.rows.count {
+                        for row in self.part.rows.clone() {
                             self.plain::<S, 1, 1>(simd, panel, row, start);
                         }
                     }
@@ -117,6 +224,27 @@ impl pulp::WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
+    /// What follows `panels`; themselves where somebody else may have that.
+    #[inline(always)]
+    fn ahead(&self, panels: &[Line]) -> *const u8 {
+        let here = panels.as_ptr_range();
+        let last = here.end == self.panels.as_ptr_range().end;
+        if last { here.start.cast() } else { here.end.cast() }
+    }
+
+    /// Four vectors a row are read for six rows of sums, which takes fewer reads for each than two for twelve.
+    #[inline(always)]
+    fn pair<S: pulp::Simd>(&mut self, simd: S, panels: Panel, turn: Turn) {
+        match turn.count {
+            6 => pair!(self, simd, panels, turn, a b c d e f),
+            5 => pair!(self, simd, panels, turn, a b c d e),
+            4 => pair!(self, simd, panels, turn, a b c d),
+            3 => pair!(self, simd, panels, turn, a b c),
+            2 => pair!(self, simd, panels, turn, a b),
+            _ => pair!(self, simd, panels, turn, a),
+        }
+    }
+
     /// Two vectors a row fill a panel, and 32 registers hold twelve rows of sums.
     #[inline(always)]
     fn wide<S: pulp::Simd>(&mut self, simd: S, panel: Panel, turn: Turn) {
@@ -189,8 +317,8 @@ impl Product<'_> {
         if width == 0 {
             return;
         }
-        let (on_top, clip) = (self.into == Into::Sum, self.into == Into::Relu);
-        let out = &mut self.out[row * self.stride + from..][..width];
+        let (on_top, clip) = (self.out.into == Into::Sum, self.out.into == Into::Relu);
+        let out = self.out.places(row, from, width);
         if width == V * S::F32_LANES {
             for (out, sum) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sums) {
                 let sum = if on_top { simd.add_f32s(*out, sum) } else { sum };

@@ -6,7 +6,7 @@
 use super::{Encoded, Rqt};
 use crate::history_cache::HistoryCache;
 use crate::nn::{Keys, with_values};
-use crate::packed::{Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Rooms};
+use crate::packed::{Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Rooms, Team};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rqvae::ItemIdx;
@@ -127,7 +127,7 @@ impl PackedRqt {
         firsts.for_each(|(at, (first, request))| {
             // Positions behind the end of a history are not there.
             let encoded = lengths.map(|lengths| &memory[at * each..][..lengths[at] as usize * dim]);
-            self.decoder.start(request, first, encoded, &Muster::alone());
+            self.decoder.start(request, first, encoded, &Team::alone());
         });
         Ok(PackedSession::new(&self.decoder, started))
     }

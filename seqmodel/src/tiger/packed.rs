@@ -9,7 +9,7 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Aligned, Bias, Crew, Muster, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, norm,
+    Aligned, Bias, Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, Team, norm,
     on_threads,
 };
 use std::num::NonZeroUsize;
@@ -86,7 +86,7 @@ impl PackedTiger {
         self
     }
 
-    /// Parts a request that comes alone among up to `threads` threads, as far as its size is worth it.
+    /// A request that comes alone is shared by up to `threads` threads, as far as its size is worth it.
     #[must_use]
     pub fn parted(mut self, threads: usize) -> Self {
         self.decoder.crew = Crew::new(threads);
@@ -102,13 +102,10 @@ impl PackedTiger {
     pub fn session(&self, histories: &[History]) -> PackedSession<'_> {
         let mut requests: Vec<_> = histories.iter().map(|_| self.decoder.take_request()).collect();
         if let ([history], [request]) = (histories, &mut requests[..]) {
-            let rows = self.model.history_tokens(*history).len();
-            let decoder = self.decoder.blocks.iter().map(PackedBlock::memory_work);
-            let row: usize = self.encoder.iter().map(PackedBlock::work).chain(decoder).sum();
-            self.encode(*history, request, &self.decoder.crew.muster(rows, rows * row));
+            self.encode(*history, request, &self.decoder.crew.call());
         } else {
             on_threads(histories.iter().zip(&mut requests), |(history, request)| {
-                self.encode(*history, request, &Muster::alone());
+                self.encode(*history, request, &Team::alone());
             });
         }
         PackedSession::new(&self.decoder, requests)
@@ -118,33 +115,34 @@ impl PackedTiger {
         &self.decoder.codes[token * self.dim..][..self.dim]
     }
 
-    /// Finds or reads a history, with the threads of `muster`, and makes `request` ready to decode.
-    fn encode(&self, history: History, request: &mut Request, muster: &Muster) {
+    /// Finds or reads a history, with the help of `team`, and makes `request` ready to decode.
+    fn encode(&self, history: History, request: &mut Request, team: &Team) {
         let tokens = self.model.history_tokens(history);
         let kept = self.cache.as_ref().and_then(|cache| cache.get(&tokens));
         let states = kept.unwrap_or_else(|| {
-            let states = self.read(&tokens, muster);
+            let states = self.read(&tokens, team);
             if let Some(cache) = &self.cache {
                 cache.put(&tokens, Arc::clone(&states));
             }
             states
         });
-        self.decoder.start(request, self.row(self.model.start_row()), Some(&states), muster);
+        self.decoder.start(request, self.row(self.model.start_row()), Some(&states), team);
     }
 
     /// States of a history: (tokens,) -> (tokens, dim).
-    fn read(&self, tokens: &[u32], muster: &Muster) -> Arc<[f32]> {
-        self.decoder.rooms.lend(muster.threads(), |rooms| {
-            let (mut x, mut memory) = (std::mem::take(&mut rooms[0].x), std::mem::take(&mut rooms[0].memory));
+    fn read(&self, tokens: &[u32], team: &Team) -> Arc<[f32]> {
+        self.decoder.rooms.lend(1, |rooms| {
+            let room = &mut rooms[0];
+            let (mut x, mut memory) = (std::mem::take(&mut room.x), std::mem::take(&mut room.memory));
             x.clear();
             tokens.iter().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
-            PackedBlock::encode(&self.encoder, &mut x, &self.encoder_bias, &mut memory, rooms, muster);
+            PackedBlock::encode(&self.encoder, &mut x, &self.encoder_bias, &mut memory, room, team);
             let mut states = Aligned::default();
             norm(&x, self.dim, &mut states);
             for row in states.chunks_exact_mut(self.dim) {
                 row.iter_mut().zip(&self.encoder_norm).for_each(|(x, scale)| *x *= scale);
             }
-            (rooms[0].x, rooms[0].memory) = (x, memory);
+            (room.x, room.memory) = (x, memory);
             Arc::from(&*states)
         })
     }
@@ -264,6 +262,25 @@ mod tests {
             let expected = search(&CpuKernel::new(&trie), &mut plain, &beams, histories.len(), &live).unwrap();
             for (found, expected) in found.iter().zip(&expected) {
                 assert!(agree(found, expected, TOLERANCE), "{found:?} {expected:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_may_get_nothing_gets_nothing() {
+        let (model, trie) = tiny();
+        let packed = PackedTiger::new(&model).unwrap().parted(2);
+        let all: Vec<ItemIdx> = (0..300).map(ItemIdx).collect();
+        let (some, none) = (LiveMask::all(&trie), LiveMask::all(&trie).without(&trie, &all));
+        let histories = histories(3, 1);
+        let histories: Vec<History> = histories.iter().map(History::from).collect();
+        let beams = BeamConfig::uniform(5, trie.levels(), 5);
+        for live in [vec![none.clone()], vec![some.clone(), some.clone(), none.clone()], vec![none, some.clone(), some]]
+        {
+            let mut session = packed.session(&histories[..live.len()]);
+            let found = search(&SimdKernel::new(&trie), &mut session, &beams, live.len(), &live).unwrap();
+            for (list, live) in found.iter().zip(&live) {
+                assert_eq!(list.len(), if live.is_empty() { 0 } else { 5 });
             }
         }
     }

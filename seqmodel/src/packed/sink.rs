@@ -1,0 +1,68 @@
+//! Where a product goes.
+
+use std::marker::PhantomData;
+
+/// How a product goes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Into {
+    /// Over what is there.
+    Place,
+    /// Over what is there, negative numbers as 0.
+    Relu,
+    /// On top of what is there.
+    Sum,
+}
+
+/// Rows of numbers that wait for a product, possibly inside wider ones. Threads may share them, each with places of its own,
+/// which need not lie side by side: a slice could not be parted like that.
+pub(crate) struct Sink<'a> {
+    first: *mut f32,
+    len: usize,
+    /// From row to row.
+    stride: usize,
+    pub(super) into: Into,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+#[expect(unsafe_code, reason = "places of several threads, some of each row")]
+mod shared {
+    use super::Sink;
+
+    // SAFETY: it is a slice that can be written to, and shares of it write to places of their own.
+    unsafe impl Send for Sink<'_> {}
+    // SAFETY: as above; to write takes one that is not shared.
+    unsafe impl Sync for Sink<'_> {}
+
+    impl<'a> Sink<'a> {
+        /// The same places once more.
+        ///
+        /// # Safety
+        /// As long as several are there, no two of them, and nobody else, may touch the same number.
+        pub(crate) unsafe fn share(&self) -> Sink<'a> {
+            Sink { ..*self }
+        }
+
+        /// `width` numbers of a row from a column on.
+        #[inline(always)]
+        pub(crate) fn places(&mut self, row: usize, column: usize, width: usize) -> &mut [f32] {
+            let from = row * self.stride + column;
+            assert!(from <= self.len && width <= self.len - from, "a product is larger than its place");
+            // SAFETY: they lie inside of what this was made of, which nobody else touches.
+            unsafe { std::slice::from_raw_parts_mut(self.first.add(from), width) }
+        }
+
+        /// What lies behind some rows and columns.
+        pub(crate) fn behind(self, rows: usize, columns: usize) -> Self {
+            let from = (rows * self.stride + columns).min(self.len);
+            // SAFETY: not behind its end.
+            Self { first: unsafe { self.first.add(from) }, len: self.len - from, ..self }
+        }
+    }
+}
+
+impl<'a> Sink<'a> {
+    /// Rows that are `stride` apart.
+    pub(crate) fn new(out: &'a mut [f32], stride: usize, into: Into) -> Self {
+        Self { first: out.as_mut_ptr(), len: out.len(), stride, into, of: PhantomData }
+    }
+}
