@@ -96,8 +96,11 @@ impl Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        self.office.desk().closing = true;
+        let mut desk = self.office.desk();
+        desk.closing = true;
+        // With the desk in hand, so that nobody falls asleep between looking and hearing the bell.
         self.office.jobs.fetch_add(1, Ordering::Release);
+        drop(desk);
         self.office.bell.notify_all();
         for helper in self.helpers.drain(..) {
             // It has told what it panicked with, if it did.
@@ -254,6 +257,19 @@ mod tests {
         assert_eq!(crew.call().threads(), 1);
         drop(team);
         assert_eq!(crew.call().threads(), 3);
+    }
+
+    #[test]
+    fn crews_go_home() {
+        for round in 0..300 {
+            let crew = Crew::with_least(3, 1);
+            if round % 2 == 0 {
+                crew.call().each(3, 1, |_| {});
+            }
+            if round % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 
     #[test]
