@@ -8,6 +8,7 @@
 use super::aligned::Aligned;
 use super::crew::Team;
 use super::matrix::{Packed, Precision, Rows};
+use super::product::prefetch;
 use super::sink::{Into, Sink};
 use crate::Result;
 use crate::nn::{
@@ -253,6 +254,12 @@ impl PackedBlock {
         let rows = projected.chunks_exact(3 * width).zip(share.new.chunks_exact_mut(2 * width));
         rows.for_each(|(row, new)| new.copy_from_slice(&row[width..]));
         for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
+            // The next beam's path lies anywhere, and is fetched while this one's is read.
+            let next = share.ancestors[(row + 1) * steps..].iter().take(steps);
+            for (past, ancestor) in share.past.iter().zip(next) {
+                let path = &past[*ancestor as usize * 2 * width..][..2 * width];
+                path.iter().step_by(LANES).for_each(|line| prefetch((&raw const *line).cast()));
+            }
             let ancestors = &share.ancestors[row * steps..][..steps];
             let at = |t: usize| match share.past.get(t) {
                 Some(past) => &past[ancestors[t] as usize * 2 * width..][..2 * width],
