@@ -8,7 +8,7 @@
 use super::aligned::Aligned;
 use super::block::{Bias, PackedBlock, PackedMemory, Scratch, Share, norm};
 use super::crew::{Crew, Team, on_threads};
-use super::matrix::{Packed, Rows};
+use super::matrix::{Packed, ROWS, Rows};
 use super::sink::{Into, Sink};
 use crate::nn::log_softmax_row;
 use crate::{Error, Result};
@@ -21,10 +21,6 @@ const SPARE: usize = 64;
 
 /// Most rows of several requests together: more do not make products faster, and need more room.
 const JOINED: usize = 96;
-
-/// Fewest beams of a request for which a thread goes through all products by itself. Fewer take longer to read weights than to
-/// multiply: then each product is shared, so that a thread reads a part of them.
-const APART: usize = 12;
 
 /// The packed weights of a decoder of codes.
 pub(crate) struct PackedDecoder {
@@ -66,10 +62,10 @@ impl PackedDecoder {
     }
 
     /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. They go through the
-    /// products together; with a team that has enough of them, each thread has some for itself.
+    /// products together; where each thread of a team has enough of them, it takes them through all products by itself.
     fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, team: &Team) {
         let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
-        let parts = if rows >= APART * team.threads() { team.threads() } else { 1 };
+        let parts = if rows >= ROWS * team.threads() { team.threads() } else { 1 };
         let each = rows.div_ceil(parts).max(1);
         self.rooms.lend(parts, |rooms| {
             let mut x = std::mem::take(&mut rooms[0].x);

@@ -188,6 +188,7 @@ impl pulp::WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(mut self, simd: S) {
         let (mut panels, mut first) = (self.panels, self.part.panels.start);
+        // Up to twelve rows are one turn of `wide`, which reads a panel once.
         if S::F32_LANES == 16 && self.part.rows.len() > 12 {
             let pairs = panels.chunks_exact(2 * self.inputs);
             panels = pairs.remainder();
