@@ -37,13 +37,14 @@ pub(crate) struct PackedBlock {
     memory: Option<(Packed, Packed, Packed)>,
     inner: Packed,
     outer: Packed,
+    precision: Precision,
 }
 
 /// Keys and values of one history for one block, head by head.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PackedMemory(Vec<Head>);
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Head {
     keys: Packed,
     values: Packed,
@@ -112,6 +113,7 @@ impl PackedBlock {
             memory: memory.transpose()?,
             inner: folded(Some(norm), inner, 1.0)?.stored_as(precision),
             outer: folded(None, outer, 1.0)?.stored_as(precision),
+            precision,
         })
     }
 
@@ -141,7 +143,7 @@ impl PackedBlock {
             scratch.projected.make_room(seq * stride);
             let normed = Rows { data: &scratch.normed, stride: dim, count: seq };
             block.query_key_value.product(normed, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
-            memory.fill(&scratch.projected, stride, width, &block.shape, team);
+            memory.fill(&scratch.projected, stride, width, block, team);
             scratch.mixed.make_room(seq * width);
             let queries = Rows { data: &scratch.projected, stride, count: seq };
             memory.attend(
@@ -225,7 +227,7 @@ impl PackedBlock {
         scratch.projected.make_room(seq * stride);
         let states = Rows { data: states, stride: self.shape.dim, count: seq };
         key_value.product(states, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
-        memory.fill(&scratch.projected, stride, 0, &self.shape, team);
+        memory.fill(&scratch.projected, stride, 0, self, team);
     }
 
     fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch, team: &Team) {
@@ -289,17 +291,18 @@ impl PackedBlock {
 impl PackedMemory {
     /// From rows of keys and values, those of all heads beside each other (seq, 2 * heads * `head_dim`) from a `column` of
     /// `projected` (seq, stride) on; in the memory of what was here before.
-    fn fill(&mut self, projected: &[f32], stride: usize, column: usize, shape: &AttentionShape, team: &Team) {
+    fn fill(&mut self, projected: &[f32], stride: usize, column: usize, block: &PackedBlock, team: &Team) {
+        let (shape, precision) = (&block.shape, block.precision);
         let (seq, hd) = (projected.len() / stride, shape.head_dim);
-        self.0.resize_with(shape.heads, Head::default);
-        let row = |row: usize, column: usize| &projected[row * stride + column..][..hd];
+        self.0.resize_with(shape.heads, || Head::new(precision));
+        let rows = |column: usize| Rows { data: &projected[column..], stride, count: seq };
         // To move a number takes as long as some multiplications.
         let work = 16 * projected.len();
         team.each_of(self.0.iter_mut().enumerate(), work, |(head, Head { keys, values })| {
             let key = column + head * hd;
             let value = key + shape.heads * hd;
-            keys.fill_rows(seq, hd, |position| row(position, key));
-            values.fill_columns(hd, seq, (0..seq).map(|position| row(position, value)));
+            keys.fill_rows(rows(key), hd);
+            values.fill_columns(hd, rows(value));
         });
     }
 
@@ -326,6 +329,10 @@ impl PackedMemory {
 }
 
 impl Head {
+    fn new(precision: Precision) -> Self {
+        Self { keys: Packed::to_fill(precision), values: Packed::to_fill(precision) }
+    }
+
     /// Softmax over all positions, and the mixture of their values. Of `bias` the second says where the distance 0 of the
     /// first query is.
     fn attend(&self, queries: Rows, bias: Option<(&[f32], usize)>, mixed: &mut Sink) {

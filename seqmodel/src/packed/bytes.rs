@@ -8,8 +8,8 @@
 use super::aligned::Aligned;
 use super::crew::Team;
 use super::matrix::{PANEL, Rows};
-use super::product::{Part, turns};
-use super::sink::{Into, Sink};
+use super::product::Part;
+use super::sink::Sink;
 use crate::nn::vectorized;
 use std::cell::RefCell;
 
@@ -160,18 +160,19 @@ fn kernel() -> Option<Kernel> {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Bytes, GROUP, Into, PANEL, Part, Rounded, Sink, turns};
-    use crate::packed::product::prefetch;
+    use super::{Bytes, GROUP, PANEL, Part, Rounded, Sink};
+    use crate::packed::product::{prefetch, turns};
+    use crate::packed::sink::x86 as sink;
     use core::arch::x86_64::{
-        __m256, __m256i, __m512, __m512i, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_max_ps,
-        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_cvtepi32_ps,
-        _mm512_dpbusd_epi32, _mm512_max_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        __m256, __m256i, __m512, __m512i, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_mul_ps,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_mul_ps, _mm512_set1_epi32,
+        _mm512_set1_ps,
     };
 
     /// Two vectors of sums of `row`, those of the outputs from `from` on, to their places.
     macro_rules! put {
-        ($put:ident, $features:literal, [$sums:ty, $vector:ty, $lanes:literal],
-         $convert:ident, $multiply:ident, $add:ident, $greater:ident, $splat:ident, $zero:ident) => {
+        ($put:ident, $into:ident, $features:literal, [$sums:ty, $vector:ty, $lanes:literal],
+         $convert:ident, $multiply:ident, $splat:ident) => {
             #[target_feature(enable = $features)]
             #[inline]
             fn $put(this: &Bytes, row: usize, from: usize, step: f32, sums: [$sums; 2], out: &mut Sink) {
@@ -180,62 +181,12 @@ mod x86 {
                 let (scales, step): ([$vector; 2], _) = (bytemuck::must_cast(*scales), $splat(step));
                 let low = $multiply($convert(sums[0]), $multiply(scales[0], step));
                 let high = $multiply($convert(sums[1]), $multiply(scales[1], step));
-                let (into, width) = (out.into, this.outputs.saturating_sub(from).min(WIDTH));
-                if width == 0 {
-                    return;
-                }
-                let places = out.places(row, from, width);
-                match places.first_chunk_mut::<WIDTH>() {
-                    Some(places) => {
-                        let before: [$vector; 2] = bytemuck::must_cast(*places);
-                        *places = bytemuck::must_cast(match into {
-                            Into::Place => [low, high],
-                            Into::Relu => [$greater(low, $zero()), $greater(high, $zero())],
-                            Into::Sum => [$add(before[0], low), $add(before[1], high)],
-                        });
-                    }
-                    None => {
-                        let line: [f32; WIDTH] = bytemuck::must_cast([low, high]);
-                        rest(&line, places, into);
-                    }
-                }
+                sink::$into(out, row, from, this.outputs, [low, high]);
             }
         };
     }
-    put!(
-        put_wide,
-        "avx512f",
-        [__m512i, __m512, 16],
-        _mm512_cvtepi32_ps,
-        _mm512_mul_ps,
-        _mm512_add_ps,
-        _mm512_max_ps,
-        _mm512_set1_ps,
-        _mm512_setzero_ps
-    );
-    put!(
-        put_narrow,
-        "avx2",
-        [__m256i, __m256, 8],
-        _mm256_cvtepi32_ps,
-        _mm256_mul_ps,
-        _mm256_add_ps,
-        _mm256_max_ps,
-        _mm256_set1_ps,
-        _mm256_setzero_ps
-    );
-
-    /// The last outputs, where they fill no line.
-    #[inline(never)]
-    fn rest(line: &[f32], places: &mut [f32], into: Into) {
-        for (place, sum) in places.iter_mut().zip(line) {
-            *place = match into {
-                Into::Place => *sum,
-                Into::Relu => sum.max(0.0),
-                Into::Sum => *place + sum,
-            };
-        }
-    }
+    put!(put_wide, wide, "avx512f", [__m512i, __m512, 16], _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_set1_ps);
+    put!(put_narrow, narrow, "avx2", [__m256i, __m256, 8], _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_set1_ps);
 
     /// See the macro of the same name for numbers in 32 bits: a name for each row, two vectors of a panel from the
     /// `$start`-th on.
@@ -316,7 +267,7 @@ mod x86 {
     #[cfg(target_os = "linux")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn tiled(this: &Bytes, part: &Part, rounded: &Rounded, mut out: Sink) {
-        use crate::packed::tiles::{DEPTH, SIDE, Tiles};
+        use crate::packed::tiles::{DEPTH, Lines, SIDE, Tiles};
         use core::arch::x86_64::_mm512_add_epi32;
 
         let (groups, blocks) = (this.groups, this.groups * GROUP / DEPTH);
@@ -324,7 +275,7 @@ mod x86 {
             return wide(this, part, rounded, out);
         }
         let Some(tiles) = Tiles::take() else { return wide(this, part, rounded, out) };
-        let mut sums = [[[0; SIDE]; SIDE]; 4];
+        let mut sums = [Lines::<i32>::default(), Lines::default()];
         for panel in part.panels.clone() {
             let weights = &this.panels[panel * groups..][..groups];
             let outputs: &[u8] = bytemuck::cast_slice(weights);
@@ -348,16 +299,19 @@ mod x86 {
                         tiles.multiply::<3, 5, 7>();
                     }
                 }
-                tiles.store::<0>(&mut sums[0]);
-                tiles.store::<1>(&mut sums[1]);
-                tiles.store::<2>(&mut sums[2]);
-                tiles.store::<3>(&mut sums[3]);
+                tiles.store::<0, 0, _>(&mut sums[0]);
+                tiles.store::<1, 1, _>(&mut sums[0]);
+                if two {
+                    tiles.store::<2, 0, _>(&mut sums[1]);
+                    tiles.store::<3, 1, _>(&mut sums[1]);
+                }
                 let (starts, _) = this.starts[panel * PANEL..][..PANEL].as_chunks::<SIDE>();
                 let starts: [__m512i; 2] = [bytemuck::must_cast(starts[0]), bytemuck::must_cast(starts[1])];
                 for row in first..part.rows.end.min(first + 2 * SIDE) {
-                    let (tile, at) = ((row - first) / SIDE * 2, (row - first) % SIDE);
-                    let mut low = _mm512_add_epi32(starts[0], bytemuck::must_cast(sums[tile][at]));
-                    let mut high = _mm512_add_epi32(starts[1], bytemuck::must_cast(sums[tile + 1][at]));
+                    let line = sums[(row - first) / SIDE].0[(row - first) % SIDE];
+                    let line: [__m512i; 2] = bytemuck::must_cast(line);
+                    let mut low = _mm512_add_epi32(starts[0], line[0]);
+                    let mut high = _mm512_add_epi32(starts[1], line[1]);
                     for group in blocks * DEPTH / GROUP..groups {
                         let x = _mm512_set1_epi32(i32::from_ne_bytes(rounded.bytes[row * groups + group]));
                         let (vectors, _) = weights[group].as_chunks::<DEPTH>();
@@ -392,6 +346,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::super::matrix::{Packed, Precision};
+    use super::super::sink::Into;
     use super::*;
     use proptest::prelude::*;
 

@@ -4,8 +4,9 @@
 //! [`Product`] reads it in order, whole vectors at a time.
 
 use super::aligned::Aligned;
-use super::bytes::{Bytes, round};
+use super::bytes::{self, Bytes};
 use super::crew::Team;
+use super::halves::{self, Halves, half};
 use super::product::{Part, Product};
 use super::sink::Sink;
 use super::transpose::columns;
@@ -26,7 +27,8 @@ pub enum Precision {
     /// As they were trained.
     #[default]
     F32,
-    /// The upper half of their bits, rounded to nearest even; computed with in 32.
+    /// The upper half of their bits, rounded to nearest even, and so is what they are multiplied with; processors that can
+    /// multiply such halves do so.
     Bf16,
     /// One byte, times a scale per output that lets its greatest weight be 127. What they are multiplied with becomes bytes
     /// too, row by row, and processors that can multiply bytes do so.
@@ -52,6 +54,7 @@ enum Small {
     /// Made wide panel by panel.
     Narrow(Narrow),
     /// Multiplied as they are.
+    Halves(Halves),
     Bytes(Bytes),
 }
 
@@ -66,7 +69,7 @@ enum Narrow {
 thread_local! {
     /// The panel of narrow weights that is computed with.
     static WIDE: RefCell<Aligned<Line>> = RefCell::default();
-    /// The rows that were bytes.
+    /// The rows that were rounded.
     static ROUNDED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -88,8 +91,28 @@ impl Packed {
             .flat_map(|output| (0..inputs).map(move |input| (output, input)))
             .map(|(o, i)| at(o, i))
             .collect();
-        packed.fill_rows(outputs, inputs, |output| &numbers[output * inputs..][..inputs]);
+        packed.fill_rows(Rows { data: &numbers, stride: inputs, count: outputs }, inputs);
         packed
+    }
+
+    /// Nothing yet, to be filled with numbers that products of `precision` read: in halves where they have fewer than 32 bits
+    /// and the processor can multiply halves.
+    pub(crate) fn to_fill(precision: Precision) -> Self {
+        let halves = precision != Precision::F32 && Halves::fast();
+        Self { small: halves.then(|| Small::Halves(Halves::default())), ..Self::default() }
+    }
+
+    /// A matrix in halves as a processor keeps it that cannot multiply them.
+    #[cfg(test)]
+    pub(super) fn narrowed(mut self) -> Self {
+        self.small = Some(Small::Narrow(Narrow::of_halves(&self.panels)));
+        self
+    }
+
+    /// The numbers of a matrix of 32 bits, in panels.
+    #[cfg(test)]
+    pub(super) fn panels(&self) -> &[Line] {
+        &self.panels
     }
 
     /// A matrix in bytes as a processor keeps it that cannot multiply them.
@@ -99,21 +122,30 @@ impl Packed {
         Self { outputs, inputs, panels: Aligned::default(), small }
     }
 
-    /// From its rows, one an output, in the memory of what was here before.
-    pub(crate) fn fill_rows<'r>(&mut self, outputs: usize, inputs: usize, row: impl Fn(usize) -> &'r [f32]) {
-        self.make_room(outputs, inputs);
+    /// From its `rows`, one an output, in the memory of what was here before.
+    pub(crate) fn fill_rows(&mut self, rows: Rows, inputs: usize) {
+        (self.outputs, self.inputs) = (rows.count, inputs);
+        if let Some(Small::Halves(halves)) = &mut self.small {
+            return halves.fill_rows(rows, inputs);
+        }
+        self.make_room();
         for (panel, lines) in self.panels.chunks_exact_mut(inputs.max(1)).enumerate() {
             let first = panel * PANEL;
-            columns(lines, (outputs - first).min(PANEL), |output| row(first + output));
+            let row = |output: usize| &rows.data[(first + output) * rows.stride..][..inputs];
+            columns(lines, (rows.count - first).min(PANEL), row);
         }
     }
 
-    /// From its columns, one an input, in the memory of what was here before.
-    pub(crate) fn fill_columns<'a>(&mut self, outputs: usize, inputs: usize, all: impl Iterator<Item = &'a [f32]>) {
-        self.make_room(outputs, inputs);
-        for (input, column) in all.enumerate() {
-            let (whole, rest) = column.as_chunks::<PANEL>();
-            let mut lines = self.panels[input..].iter_mut().step_by(inputs);
+    /// From its `columns`, one an input, in the memory of what was here before.
+    pub(crate) fn fill_columns(&mut self, outputs: usize, columns: Rows) {
+        (self.outputs, self.inputs) = (outputs, columns.count);
+        if let Some(Small::Halves(halves)) = &mut self.small {
+            return halves.fill_columns(outputs, columns);
+        }
+        self.make_room();
+        for input in 0..columns.count {
+            let (whole, rest) = columns.data[input * columns.stride..][..outputs].as_chunks::<PANEL>();
+            let mut lines = self.panels[input..].iter_mut().step_by(columns.count);
             // A line of known length is a few vectors, any other a call.
             whole.iter().zip(lines.by_ref()).for_each(|(numbers, line)| *line = *numbers);
             if let Some(line) = lines.next() {
@@ -123,9 +155,8 @@ impl Packed {
     }
 
     /// What lies behind the last output is computed with and never read out: it only has to be there.
-    fn make_room(&mut self, outputs: usize, inputs: usize) {
-        (self.outputs, self.inputs) = (outputs, inputs);
-        self.panels.make_room(outputs.div_ceil(PANEL) * inputs);
+    fn make_room(&mut self) {
+        self.panels.make_room(self.outputs.div_ceil(PANEL) * self.inputs);
     }
 
     /// The outputs of `first`, then those of `second`, which has the same inputs.
@@ -142,10 +173,11 @@ impl Packed {
     pub(crate) fn stored_as(mut self, precision: Precision) -> Self {
         self.small = match precision {
             Precision::F32 => None,
-            Precision::Bf16 => {
-                let weights = self.panels.as_flattened().iter();
-                Some(Small::Narrow(Narrow::Bf16(weights.map(|weight| bf16(*weight)).collect())))
-            }
+            Precision::Bf16 => Some(if Halves::fast() {
+                Small::Halves(Halves::new(self.outputs, self.inputs, &self.panels))
+            } else {
+                Small::Narrow(Narrow::of_halves(&self.panels))
+            }),
             Precision::Int8 => {
                 let panels = self.panels.chunks_exact(self.inputs.max(1));
                 let greatest = panels.clone().flat_map(|rows| {
@@ -187,10 +219,13 @@ impl Packed {
             None => self.each(team, rows, out, |part, run| {
                 run(&self.panels[part.panels.start * self.inputs..part.panels.end * self.inputs], part);
             }),
+            Some(Small::Halves(halves)) => halves.product(rows, self.inputs, out, team),
             Some(Small::Bytes(bytes)) => bytes.product(rows, self.inputs, out, team),
-            Some(Small::Narrow(narrow @ Narrow::Bf16(_))) => self.widened(narrow, rows, out, team),
-            Some(Small::Narrow(narrow @ Narrow::Int8(..))) => ROUNDED.with_borrow_mut(|rounded| {
-                vectorized!(round(rows, self.inputs, rounded));
+            Some(Small::Narrow(narrow)) => ROUNDED.with_borrow_mut(|rounded| {
+                match narrow {
+                    Narrow::Bf16(_) => vectorized!(halves::round(rows, self.inputs, rounded)),
+                    Narrow::Int8(..) => vectorized!(bytes::round(rows, self.inputs, rounded)),
+                }
                 let rows = Rows { data: rounded, stride: self.inputs, count: rows.count };
                 self.widened(narrow, rows, out, team);
             }),
@@ -225,6 +260,10 @@ impl Packed {
 }
 
 impl Narrow {
+    fn of_halves(panels: &[Line]) -> Self {
+        Self::Bf16(panels.as_flattened().iter().map(|weight| half(*weight)).collect())
+    }
+
     /// The weights of a panel: (inputs, `PANEL`).
     fn widen(&self, panel: usize, wide: &mut [f32]) {
         let (from, len) = (panel * wide.len(), wide.len());
@@ -249,12 +288,6 @@ impl Narrow {
             }
         }
     }
-}
-
-/// Rounded to nearest even. Weights are finite.
-fn bf16(weight: f32) -> u16 {
-    let bits = weight.to_bits();
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 #[cfg(test)]
@@ -283,8 +316,8 @@ mod tests {
             if precision == Precision::F32 && seed.is_multiple_of(2) {
                 // Over something else.
                 packed = Packed::new(outputs + 40, inputs + 3, |_, _| 9.0);
-                let columns: Vec<Vec<f32>> = (0..inputs).map(|i| (0..outputs).map(|o| weight(o, i)).collect()).collect();
-                packed.fill_columns(outputs, inputs, columns.iter().map(Vec::as_slice));
+                let columns: Vec<f32> = (0..inputs).flat_map(|i| (0..outputs).map(move |o| (o, i))).map(|(o, i)| weight(o, i)).collect();
+                packed.fill_columns(outputs, Rows { data: &columns, stride: outputs, count: inputs });
             }
             packed = packed.stored_as(precision);
             let into = [Into::Place, Into::Relu, Into::Sum][usize::from(way)];
@@ -304,12 +337,11 @@ mod tests {
                     Into::Relu => sum.max(0.0),
                     Into::Sum => sum + f64::from(before[at]),
                 };
-                // Sums of at most 300 products of numbers below 1, rounded to the last bit of what is kept of a weight; with
-                // bytes the row is rounded too.
+                // Sums of at most 300 products of numbers below 1, rows and weights rounded to the last bit of what is kept.
                 let size: f64 = (0..inputs).map(|i| f64::from(data[row * stride + i].abs())).sum();
                 let rounding = match precision {
                     Precision::F32 => 0.0,
-                    Precision::Bf16 => size / 256.0,
+                    Precision::Bf16 => 1.01 * size / 128.0,
                     Precision::Int8 => 1.01 * (size + inputs as f64) / 254.0,
                 };
                 prop_assert!((f64::from(*out) - want).abs() < 1e-4 + rounding, "{} {}", out, want);

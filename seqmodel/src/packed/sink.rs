@@ -66,3 +66,59 @@ impl<'a> Sink<'a> {
         Self { first: out.as_mut_ptr(), len: out.len(), stride, into, of: PhantomData }
     }
 }
+
+/// Two vectors at a time.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use super::{Into, Sink};
+    use core::arch::x86_64::{
+        __m256, __m512, _mm256_add_ps, _mm256_max_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_max_ps,
+        _mm512_setzero_ps,
+    };
+
+    macro_rules! put {
+        ($put:ident, $features:literal, $vector:ty, $width:literal, $add:ident, $greater:ident, $zero:ident) => {
+            /// Numbers of `row` from a column on, those that lie before column `end`.
+            #[target_feature(enable = $features)]
+            #[inline]
+            pub(in crate::packed) fn $put(
+                out: &mut Sink,
+                row: usize,
+                column: usize,
+                end: usize,
+                [low, high]: [$vector; 2],
+            ) {
+                let (into, width) = (out.into, end.saturating_sub(column).min($width));
+                if width == 0 {
+                    return;
+                }
+                let places = out.places(row, column, width);
+                match places.first_chunk_mut::<$width>() {
+                    Some(places) => {
+                        let before: [$vector; 2] = bytemuck::must_cast(*places);
+                        *places = bytemuck::must_cast(match into {
+                            Into::Place => [low, high],
+                            Into::Relu => [$greater(low, $zero()), $greater(high, $zero())],
+                            Into::Sum => [$add(before[0], low), $add(before[1], high)],
+                        });
+                    }
+                    None => rest(&bytemuck::must_cast::<_, [f32; $width]>([low, high]), places, into),
+                }
+            }
+        };
+    }
+    put!(wide, "avx512f", __m512, 32, _mm512_add_ps, _mm512_max_ps, _mm512_setzero_ps);
+    put!(narrow, "avx2", __m256, 16, _mm256_add_ps, _mm256_max_ps, _mm256_setzero_ps);
+
+    /// The last numbers, where they fill no line.
+    #[inline(never)]
+    fn rest(line: &[f32], places: &mut [f32], into: Into) {
+        for (place, x) in places.iter_mut().zip(line) {
+            *place = match into {
+                Into::Place => *x,
+                Into::Relu => x.max(0.0),
+                Into::Sum => *place + x,
+            };
+        }
+    }
+}

@@ -1,5 +1,5 @@
-//! Tiles of bytes (AMX): one instruction multiplies 16 rows of 64 bytes by 64 bytes of 16 outputs, in the time in which vectors
-//! do an eighth of that.
+//! Tiles (AMX): one instruction multiplies 16 rows of 64 bytes by 64 bytes of 16 outputs, bytes by bytes or bfloat16 by
+//! bfloat16, in the time in which vectors do an eighth of that.
 //!
 //! The language has no functions for them yet, so that each instruction is written out here.
 #![expect(unsafe_code, reason = "instructions for which there are no functions yet")]
@@ -21,7 +21,8 @@ pub(super) fn ready() -> bool {
         const REQUEST: libc::c_long = 0x1023;
         const TILES: libc::c_long = 18;
         let has = __cpuid_count(7, 0).edx;
-        let tiles = has >> 24 & 1 == 1 && has >> 25 & 1 == 1;
+        // For halves, tiles themselves, for bytes: all have come together.
+        let tiles = [22, 24, 25].iter().all(|bit| has >> bit & 1 == 1);
         // SAFETY: asks for leave for all threads and changes nothing else; a system that does not know the request says no.
         tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILES) } == 0
     });
@@ -44,6 +45,16 @@ static SHAPE: Shape = {
     }
     Shape(shape)
 };
+
+/// Sums of 16 rows and 32 outputs, from two tiles.
+#[repr(C, align(64))]
+pub(super) struct Lines<N>(pub(super) [[N; 2 * SIDE]; SIDE]);
+
+impl<N: Default + Copy> Default for Lines<N> {
+    fn default() -> Self {
+        Self([[N::default(); 2 * SIDE]; SIDE])
+    }
+}
 
 /// The tiles of this thread, to be taken once at a time; given back when it goes: a thread that keeps them is slower to put
 /// aside.
@@ -72,13 +83,14 @@ impl Tiles {
         }
     }
 
-    /// Tile `T` as sums of 16 rows and outputs.
+    /// Tile `T` as sums of 16 rows and outputs, to the left (`H` 0) or right (1) half of lines.
     #[inline(always)]
-    pub(super) fn store<const T: usize>(&self, sums: &mut [[i32; SIDE]; SIDE]) {
-        // SAFETY: 16 rows of 64 bytes, one behind the other.
+    pub(super) fn store<const T: usize, const H: usize, N>(&self, lines: &mut Lines<N>) {
+        const { assert!(size_of::<N>() == 4 && H < 2) };
+        // SAFETY: 16 rows of 64 bytes, each in its half of a line.
         unsafe {
-            asm!("tilestored [{to}+{step}], tmm{t}", t = const T, to = in(reg) sums, step = in(reg) DEPTH,
-                options(nostack, preserves_flags));
+            asm!("tilestored [{to}+{step}], tmm{t}", t = const T, to = in(reg) lines.0.as_mut_ptr().cast::<u8>().add(H * DEPTH),
+                step = in(reg) 2 * DEPTH, options(nostack, preserves_flags));
         }
     }
 
@@ -94,6 +106,16 @@ impl Tiles {
         // SAFETY: as above.
         unsafe {
             asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+
+    /// On top of tile `C`: `A`, rows of bfloat16, times `B`, whose row has two inputs of each output.
+    #[inline(always)]
+    pub(super) fn multiply_halves<const C: usize, const A: usize, const B: usize>(&self) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("tdpbf16ps tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
                 options(nostack, nomem, preserves_flags));
         }
     }

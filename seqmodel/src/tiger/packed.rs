@@ -318,7 +318,7 @@ mod tests {
         let histories = histories(60, 5);
         let lists = |precision| run(&PackedTiger::stored_as(&model, precision).unwrap(), &trie, &histories, 10);
         let expected = lists(Precision::F32);
-        // Weights are off by a 512th at most in 16 bits, by a 254th of the greatest in 8.
+        // Weights are off by a 256th at most in 16 bits, by a 254th of the greatest in 8.
         for (precision, tolerance) in [(Precision::Bf16, 0.2), (Precision::Int8, 0.4)] {
             let found = lists(precision);
             assert_ne!(found, expected);

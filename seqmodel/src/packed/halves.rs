@@ -1,0 +1,346 @@
+//! Matrix products in bfloat16: weights and rows as the upper half of their bits, sums in 32, by tiles (AMX), which do
+//! sixteen times the work of vectors in 32 bits.
+//!
+//! Where there are no tiles, [`round`] and products in 32 bits give the same up to the rounding of sums: instructions for
+//! vectors of halves took twice as long as those. Sums run over the inputs in order, in the same way for any number of rows.
+
+use super::aligned::Aligned;
+use super::crew::Team;
+use super::matrix::{self, PANEL, Rows};
+use super::product::Part;
+use super::sink::Sink;
+use super::transpose::columns;
+use crate::nn::vectorized;
+use std::cell::RefCell;
+
+/// Fewest rows of a part of a product: two tiles.
+const ROWS: usize = 32;
+
+/// Inputs that one instruction takes together.
+const GROUP: usize = 2;
+
+/// Inputs of a tile.
+const DEPTH: usize = 32;
+
+/// Groups of a tile.
+const GROUPS: usize = DEPTH / GROUP;
+
+/// Weights (outputs, inputs) in bfloat16.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Halves {
+    outputs: usize,
+    /// Blocks of inputs, each as deep as a tile.
+    blocks: usize,
+    /// (outputs / `PANEL`, blocks, `GROUPS`, `PANEL`, `GROUP`), zeros behind the last input.
+    panels: Aligned<Line>,
+}
+
+/// Weights of a group of inputs for the outputs of a panel.
+type Line = [u16; PANEL * GROUP];
+
+/// Rows in bfloat16.
+#[derive(Debug, Default)]
+struct Rounded {
+    /// (rows, blocks), zeros behind the last input.
+    blocks: Aligned<[u16; DEPTH]>,
+}
+
+thread_local! {
+    static ROUNDED: RefCell<Rounded> = RefCell::default();
+}
+
+/// Rounded to nearest even.
+#[inline(always)]
+pub(super) fn half(number: f32) -> u16 {
+    let bits = number.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    // What is no number stays none, whichever of its bits say so.
+    (if number.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
+}
+
+/// Weights of two inputs.
+#[inline(always)]
+fn pairs(first: matrix::Line, second: matrix::Line) -> Line {
+    let pair = |at: usize| u32::from(half(first[at])) | u32::from(half(second[at])) << 16;
+    bytemuck::must_cast::<[u32; PANEL], _>(std::array::from_fn(pair))
+}
+
+/// Rows as they are after they were halves: (rows, inputs).
+#[inline(always)]
+pub(super) fn round(rows: Rows, inputs: usize, rounded: &mut Vec<f32>) {
+    rounded.resize(rows.count * inputs, 0.0);
+    for (row, rounded) in rounded.chunks_exact_mut(inputs.max(1)).enumerate() {
+        let row = &rows.data[row * rows.stride..][..inputs];
+        rounded.iter_mut().zip(row).for_each(|(r, x)| *r = f32::from_bits(u32::from(half(*x)) << 16));
+    }
+}
+
+impl Halves {
+    /// Whether this processor has tiles.
+    pub(super) fn fast() -> bool {
+        kernel().is_some()
+    }
+
+    /// Of weights in 32 bits, (outputs / `PANEL`, inputs).
+    pub(super) fn new(outputs: usize, inputs: usize, weights: &[matrix::Line]) -> Self {
+        let mut halves = Self::default();
+        halves.make_room(outputs, inputs);
+        let panels = halves.panels.chunks_exact_mut((halves.blocks * GROUPS).max(1));
+        for (lines, weights) in panels.zip(weights.chunks_exact(inputs.max(1))) {
+            for (line, group) in lines.iter_mut().zip(weights.chunks(GROUP)) {
+                *line = pairs(group[0], group.get(1).copied().unwrap_or_default());
+            }
+        }
+        halves
+    }
+
+    /// From `rows`, one an output, in the memory of what was here before.
+    pub(super) fn fill_rows(&mut self, rows: Rows, inputs: usize) {
+        self.make_room(rows.count, inputs);
+        let (blocks, groups) = (self.blocks, self.blocks * GROUPS);
+        ROUNDED.with_borrow_mut(|rounded| {
+            vectorized!(rounded.fill(rows, inputs, blocks));
+            // Two halves move as one number.
+            let pairs: &[f32] = bytemuck::cast_slice(&rounded.blocks);
+            let panels: &mut [matrix::Line] = bytemuck::cast_slice_mut(&mut self.panels);
+            for (panel, lines) in panels.chunks_exact_mut(groups.max(1)).enumerate() {
+                let first = panel * PANEL;
+                columns(lines, (rows.count - first).min(PANEL), |output| &pairs[(first + output) * groups..][..groups]);
+            }
+        });
+    }
+
+    /// From `columns`, one an input, in the memory of what was here before.
+    pub(super) fn fill_columns(&mut self, outputs: usize, columns: Rows) {
+        self.make_room(outputs, columns.count);
+        let groups = self.blocks * GROUPS;
+        let panels = &mut self.panels;
+        vectorized!({
+            for (panel, lines) in panels.chunks_exact_mut(groups.max(1)).enumerate() {
+                let first = panel * PANEL;
+                let width = (outputs - first).min(PANEL);
+                let column = |input: usize| {
+                    let mut numbers = [0.0; PANEL];
+                    if input < columns.count {
+                        let from = &columns.data[input * columns.stride + first..];
+                        // A line of known length is a few vectors, any other a call.
+                        match from.first_chunk() {
+                            Some(all) if width == PANEL => numbers = *all,
+                            _ => numbers[..width].copy_from_slice(&from[..width]),
+                        }
+                    }
+                    numbers
+                };
+                for (group, line) in lines.iter_mut().enumerate() {
+                    *line = pairs(column(GROUP * group), column(GROUP * group + 1));
+                }
+            }
+        });
+    }
+
+    /// What lies behind the last output is computed with and never read out: it only has to be there.
+    fn make_room(&mut self, outputs: usize, inputs: usize) {
+        (self.outputs, self.blocks) = (outputs, inputs.div_ceil(DEPTH));
+        self.panels.make_room(outputs.div_ceil(PANEL) * self.blocks * GROUPS);
+    }
+
+    /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Halves::fast`].
+    pub(super) fn product(&self, rows: Rows, inputs: usize, out: &Sink, team: &Team) {
+        let Some(kernel) = kernel() else { return };
+        ROUNDED.with_borrow_mut(|rounded| {
+            vectorized!(rounded.fill(rows, inputs, self.blocks));
+            let rounded = &*rounded;
+            let work = rows.count * inputs * self.outputs;
+            Part::each(team, (self.outputs.div_ceil(PANEL), rows.count), ROWS, work, |part| {
+                // SAFETY: `kernel` has asked the processor whether it has the instructions; parts have places of their own.
+                #[expect(unsafe_code, reason = "code for some processors alone, threads write to one matrix")]
+                unsafe {
+                    kernel(self, &part, rounded, out.share());
+                }
+            });
+        });
+    }
+}
+
+impl Rounded {
+    #[inline(always)]
+    fn fill(&mut self, rows: Rows, inputs: usize, blocks: usize) {
+        // For whole tiles of rows from any row on: what lies behind the last one is computed with and never read out.
+        self.blocks.make_room((rows.count + 15) * blocks);
+        for row in 0..rows.count {
+            let numbers = &rows.data[row * rows.stride..][..inputs];
+            let halves = self.blocks[row * blocks..][..blocks].as_flattened_mut();
+            let (halves, behind) = halves.split_at_mut(inputs);
+            halves.iter_mut().zip(numbers).for_each(|(place, x)| *place = half(*x));
+            behind.fill(0);
+        }
+    }
+}
+
+type Kernel = unsafe fn(&Halves, &Part, &Rounded, Sink);
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn kernel() -> Option<Kernel> {
+    None
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn kernel() -> Option<Kernel> {
+    (is_x86_feature_detected!("avx512f") && super::tiles::ready()).then_some(x86::tiled as Kernel)
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod x86 {
+    use super::{GROUPS, Halves, PANEL, Part, Rounded, Sink};
+    use crate::packed::product::prefetch;
+    use crate::packed::sink::x86 as sink;
+    use crate::packed::tiles::{DEPTH, Lines, SIDE, Tiles};
+
+    /// Two tiles of rows by the two of a panel at a time, however few the rows are.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn tiled(this: &Halves, part: &Part, rounded: &Rounded, mut out: Sink) {
+        let Some(tiles) = Tiles::take() else { return };
+        let blocks = this.blocks;
+        let fetched = (2 * SIDE).div_ceil(part.rows.len().div_ceil(2 * SIDE).max(1));
+        let mut sums = [Lines::<f32>::default(), Lines::default()];
+        for panel in part.panels.clone() {
+            let weights: &[[u8; 2 * SIDE * DEPTH]] =
+                bytemuck::cast_slice(&this.panels[panel * blocks * GROUPS..][..blocks * GROUPS]);
+            let mut ahead = weights.as_ptr_range().end.cast::<u8>();
+            for first in part.rows.clone().step_by(2 * SIDE) {
+                let count = (part.rows.end - first).min(2 * SIDE);
+                let two = count > SIDE;
+                let rows: &[u8] = bytemuck::cast_slice(&rounded.blocks[first * blocks..]);
+                tiles.clear::<0>();
+                tiles.clear::<1>();
+                tiles.clear::<2>();
+                tiles.clear::<3>();
+                for (block, weights) in weights.iter().enumerate() {
+                    for _ in 0..fetched {
+                        prefetch(ahead);
+                        ahead = ahead.wrapping_add(DEPTH);
+                    }
+                    let rows = &rows[block * DEPTH..];
+                    tiles.load::<6>(weights, 2 * DEPTH);
+                    tiles.load::<7>(&weights[DEPTH..], 2 * DEPTH);
+                    tiles.load::<4>(rows, blocks * DEPTH);
+                    tiles.multiply_halves::<0, 4, 6>();
+                    tiles.multiply_halves::<1, 4, 7>();
+                    if two {
+                        tiles.load::<5>(&rows[SIDE * blocks * DEPTH..], blocks * DEPTH);
+                        tiles.multiply_halves::<2, 5, 6>();
+                        tiles.multiply_halves::<3, 5, 7>();
+                    }
+                }
+                tiles.store::<0, 0, _>(&mut sums[0]);
+                tiles.store::<1, 1, _>(&mut sums[0]);
+                if two {
+                    tiles.store::<2, 0, _>(&mut sums[1]);
+                    tiles.store::<3, 1, _>(&mut sums[1]);
+                }
+                for (row, line) in sums.iter().flat_map(|lines| &lines.0).take(count).enumerate() {
+                    sink::wide(&mut out, first + row, panel * PANEL, this.outputs, bytemuck::must_cast(*line));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::matrix::{Packed, Precision};
+    use super::super::sink::Into;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        /// All processors agree up to the rounding of sums, and rows and columns make the matrix that its numbers make.
+        #[test]
+        fn halves_are_halves_everywhere(
+            count in 0usize..70, inputs in 1usize..300, outputs in 1usize..100, gap in 0usize..3, cut in 0usize..70, seed: u32,
+            way in 0u8..3,
+        ) {
+            let number = |at: usize| f32::from(((at as u32).wrapping_mul(2_654_435_761) ^ seed) as u16) / 32_768.0 - 1.0;
+            let weight = |o: usize, i: usize| number(7 * o + 1000 * i + 3);
+            let stride = inputs + gap;
+            let data: Vec<f32> = (0..count * stride).map(|at| number(at + 7)).collect();
+            let rows = Rows { data: &data, stride, count };
+            let into = [Into::Place, Into::Relu, Into::Sum][usize::from(way)];
+            let before: Vec<f32> = (0..count * (outputs + gap)).map(|at| number(at + 99)).collect();
+            let numbers = Packed::new(outputs, inputs, weight);
+            let mut expected = before.clone();
+            let sink = &mut Sink::new(&mut expected, outputs + gap, into);
+            numbers.clone().narrowed().product(rows, sink, &Team::alone());
+            let run = |kernel: Kernel, packed: &Halves| {
+                let mut out = before.clone();
+                let mut rounded = Rounded::default();
+                rounded.fill(rows, inputs, packed.blocks);
+                // In two parts, since a part's rows are not all.
+                for rows in [0..cut.min(count), cut.min(count)..count] {
+                    let part = Part { panels: 0..outputs.div_ceil(PANEL), rows };
+                    // SAFETY: as `product`.
+                    #[expect(unsafe_code, reason = "code for some processors alone")]
+                    unsafe {
+                        kernel(packed, &part, &rounded, Sink::new(&mut out, outputs + gap, into));
+                    }
+                }
+                out
+            };
+            let by_rows: Vec<f32> = (0..outputs).flat_map(|o| (0..stride).map(move |i| weight(o, i))).collect();
+            let by_columns: Vec<f32> = (0..inputs).flat_map(|i| (0..outputs + gap).map(move |o| weight(o, i))).collect();
+            // Over something else, which is not even finite.
+            let other = Halves::new(outputs + 40, inputs + 40, &vec![[f32::NAN; PANEL]; (outputs + 72) / PANEL * (inputs + 40)]);
+            let (mut rows_filled, mut columns_filled) = (other.clone(), other);
+            rows_filled.fill_rows(Rows { data: &by_rows, stride, count: outputs }, inputs);
+            columns_filled.fill_columns(outputs, Rows { data: &by_columns, stride: outputs + gap, count: inputs });
+            let packed = Halves::new(outputs, inputs, numbers.panels());
+            if let Some(kernel) = kernel() {
+                let out = run(kernel, &packed);
+                for (at, (out, expected)) in out.iter().zip(&expected).enumerate() {
+                    // A millionth of what a sum may pass through; a number that is not rounded makes some thousandths.
+                    prop_assert!((out - expected).abs() <= 1e-6 * (1 + inputs) as f32, "{}: {} {}", at, out, expected);
+                    prop_assert!(at % (outputs + gap) < outputs || *out == before[at]);
+                }
+                prop_assert_eq!(&run(kernel, &rows_filled), &out);
+                prop_assert_eq!(&run(kernel, &columns_filled), &out);
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_and_to_even() {
+        let wide = |half: u16| f32::from_bits(u32::from(half) << 16);
+        for (number, expected) in [
+            (1.0, 1.0),
+            (-1.5, -1.5),
+            (1.0 + 1.0 / 256.0, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 1.0 / 64.0),
+            (1.0 + 1.1 / 256.0, 1.0 + 1.0 / 128.0),
+            (0.0, 0.0),
+            (f32::MAX, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        ] {
+            assert_eq!(wide(half(number)), expected, "{number}");
+        }
+        for bits in [0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, 0x7fc0_0000] {
+            assert!(wide(half(f32::from_bits(bits))).is_nan(), "{bits:x}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let packed = Packed::new(5, 20, |output, input| (output + input) as f32).stored_as(Precision::Bf16);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 17] {
+                let mut data = vec![0.5; 60];
+                data[20 + place] = bad;
+                let mut out = vec![0.0; 15];
+                let mut sink = Sink::new(&mut out, 5, Into::Place);
+                packed.product(Rows { data: &data, stride: 20, count: 3 }, &mut sink, &Team::alone());
+                let finite: Vec<bool> = out.iter().map(|x| x.is_finite()).collect();
+                assert_eq!(finite, [[true; 5], [false; 5], [true; 5]].concat(), "{bad} at {place}: {out:?}");
+            }
+        }
+    }
+}
