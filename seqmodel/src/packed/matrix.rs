@@ -20,7 +20,8 @@ pub(super) const PANEL: usize = 32;
 /// Fewest rows for which a thread reads all panels by itself: fewer take longer to read than to multiply.
 pub(super) const ROWS: usize = 12;
 
-/// How weights are kept and computed with. Sums have 32 bits in any case.
+/// How weights are kept and computed with. Sums have 32 bits in any case, and so have keys and values of histories, unless
+/// weights have fewer and the processor can multiply halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -53,8 +54,9 @@ pub(super) type Line = [f32; PANEL];
 enum Small {
     /// Made wide panel by panel.
     Narrow(Narrow),
-    /// Multiplied as they are.
+    /// Multiplied as they are, in tiles.
     Halves(Halves),
+    /// Multiplied as they are, in vectors or tiles.
     Bytes(Bytes),
 }
 
