@@ -326,7 +326,7 @@ impl AskingArgs {
 pub(crate) enum WeightsArg {
     /// As trained, four bytes
     F32,
-    /// Two bytes, multiplied as such: about twice as fast on processors with AMX
+    /// Two bytes, multiplied as such where the processor has AMX: about twice as fast there, slower than four elsewhere
     Bf16,
     /// One byte and a scale per output, multiplied as bytes: about twice as fast on processors with VNNI, faster with AMX
     Int8,

@@ -295,7 +295,7 @@ impl PackedMemory {
         let (shape, precision) = (&block.shape, block.precision);
         let (seq, hd) = (projected.len() / stride, shape.head_dim);
         self.0.resize_with(shape.heads, || Head::new(precision));
-        let rows = |column: usize| Rows { data: &projected[column..], stride, count: seq };
+        let rows = |column: usize| Rows { data: projected.get(column..).unwrap_or_default(), stride, count: seq };
         // To move a number takes as long as some multiplications.
         let work = 16 * projected.len();
         team.each_of(self.0.iter_mut().enumerate(), work, |(head, Head { keys, values })| {

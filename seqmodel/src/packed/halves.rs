@@ -1,8 +1,9 @@
 //! Matrix products in bfloat16: weights and rows as the upper half of their bits, sums in 32, by tiles (AMX), which do
 //! sixteen times the work of vectors in 32 bits.
 //!
-//! Where there are no tiles, [`round`] and products in 32 bits give the same up to the rounding of sums: instructions for
-//! vectors of halves took twice as long as those. Sums run over the inputs in order, in the same way for any number of rows.
+//! Where there are no tiles, [`round`] and products in 32 bits give the same up to the rounding of sums, and of numbers below
+//! 1e-37, which are 0 for tiles: instructions for vectors of halves took twice as long as those. A row's sums are made in the
+//! same way beside any other rows.
 
 use super::aligned::Aligned;
 use super::crew::Team;
@@ -272,12 +273,14 @@ mod tests {
             let mut expected = before.clone();
             let sink = &mut Sink::new(&mut expected, outputs + gap, into);
             numbers.clone().narrowed().product(rows, sink, &Team::alone());
-            let run = |kernel: Kernel, packed: &Halves| {
+            let run = |kernel: Kernel, packed: &Halves, parts: [std::ops::Range<usize>; 2]| {
                 let mut out = before.clone();
+                // Over rows that are not even finite.
                 let mut rounded = Rounded::default();
+                rounded.fill(Rows { data: &[f32::NAN; 320], stride: 0, count: count + 20 }, 320, 10);
                 rounded.fill(rows, inputs, packed.blocks);
                 // In two parts, since a part's rows are not all.
-                for rows in [0..cut.min(count), cut.min(count)..count] {
+                for rows in parts {
                     let part = Part { panels: 0..outputs.div_ceil(PANEL), rows };
                     // SAFETY: as `product`.
                     #[expect(unsafe_code, reason = "code for some processors alone")]
@@ -290,20 +293,32 @@ mod tests {
             let by_rows: Vec<f32> = (0..outputs).flat_map(|o| (0..stride).map(move |i| weight(o, i))).collect();
             let by_columns: Vec<f32> = (0..inputs).flat_map(|i| (0..outputs + gap).map(move |o| weight(o, i))).collect();
             // Over something else, which is not even finite.
-            let other = Halves::new(outputs + 40, inputs + 40, &vec![[f32::NAN; PANEL]; (outputs + 72) / PANEL * (inputs + 40)]);
+            let mut other = Halves::default();
+            other.fill_rows(Rows { data: &[f32::NAN; 340], stride: 0, count: outputs + 40 }, inputs + 40);
             let (mut rows_filled, mut columns_filled) = (other.clone(), other);
             rows_filled.fill_rows(Rows { data: &by_rows, stride, count: outputs }, inputs);
             columns_filled.fill_columns(outputs, Rows { data: &by_columns, stride: outputs + gap, count: inputs });
             let packed = Halves::new(outputs, inputs, numbers.panels());
+            for filled in [&rows_filled, &columns_filled] {
+                // Behind the last output may be anything.
+                let of_outputs = |halves: &Halves| -> Vec<u16> {
+                    let lines = halves.panels.chunks_exact(halves.blocks * GROUPS).enumerate();
+                    let lines = lines.flat_map(|(panel, lines)| lines.iter().map(move |line| (panel * PANEL, line)));
+                    lines.flat_map(|(first, line)| &line[..GROUP * (outputs - first).min(PANEL)]).copied().collect()
+                };
+                prop_assert_eq!(of_outputs(filled), of_outputs(&packed));
+            }
+            let parts = [0..cut.min(count), cut.min(count)..count];
             if let Some(kernel) = kernel() {
-                let out = run(kernel, &packed);
+                let out = run(kernel, &packed, parts.clone());
+                prop_assert_eq!(&run(kernel, &packed, [0..count, count..count]), &out);
                 for (at, (out, expected)) in out.iter().zip(&expected).enumerate() {
                     // A millionth of what a sum may pass through; a number that is not rounded makes some thousandths.
                     prop_assert!((out - expected).abs() <= 1e-6 * (1 + inputs) as f32, "{}: {} {}", at, out, expected);
                     prop_assert!(at % (outputs + gap) < outputs || *out == before[at]);
                 }
-                prop_assert_eq!(&run(kernel, &rows_filled), &out);
-                prop_assert_eq!(&run(kernel, &columns_filled), &out);
+                prop_assert_eq!(&run(kernel, &rows_filled, parts.clone()), &out);
+                prop_assert_eq!(&run(kernel, &columns_filled, parts.clone()), &out);
             }
         }
     }
