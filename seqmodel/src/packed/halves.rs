@@ -2,7 +2,7 @@
 //! sixteen times the work of vectors in 32 bits.
 //!
 //! Where there are no tiles, [`round`] and products in 32 bits give the same up to the rounding of sums, and of numbers below
-//! 1e-37, which are 0 for tiles: instructions for vectors of halves took twice as long as those. A row's sums are made in the
+//! 2^-126, which are 0 for tiles: instructions for vectors of halves took twice as long as those. A row's sums are made in the
 //! same way beside any other rows.
 
 use super::aligned::Aligned;
