@@ -299,11 +299,9 @@ mod x86 {
                         tiles.multiply::<3, 5, 7>();
                     }
                 }
-                tiles.store::<0, 0, _>(&mut sums[0]);
-                tiles.store::<1, 1, _>(&mut sums[0]);
+                sums[0].fill::<0, 1>(&tiles);
                 if two {
-                    tiles.store::<2, 0, _>(&mut sums[1]);
-                    tiles.store::<3, 1, _>(&mut sums[1]);
+                    sums[1].fill::<2, 3>(&tiles);
                 }
                 let (starts, _) = this.starts[panel * PANEL..][..PANEL].as_chunks::<SIDE>();
                 let starts: [__m512i; 2] = [bytemuck::must_cast(starts[0]), bytemuck::must_cast(starts[1])];

@@ -233,11 +233,9 @@ mod x86 {
                         tiles.multiply_halves::<3, 5, 7>();
                     }
                 }
-                tiles.store::<0, 0, _>(&mut sums[0]);
-                tiles.store::<1, 1, _>(&mut sums[0]);
+                sums[0].fill::<0, 1>(&tiles);
                 if two {
-                    tiles.store::<2, 0, _>(&mut sums[1]);
-                    tiles.store::<3, 1, _>(&mut sums[1]);
+                    sums[1].fill::<2, 3>(&tiles);
                 }
                 for (row, line) in sums.iter().flat_map(|lines| &lines.0).take(count).enumerate() {
                     sink::wide(&mut out, first + row, panel * PANEL, this.outputs, bytemuck::must_cast(*line));

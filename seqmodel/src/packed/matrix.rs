@@ -6,6 +6,7 @@
 use super::aligned::Aligned;
 use super::bytes::{self, Bytes};
 use super::crew::Team;
+use super::digits::{self, Digits};
 use super::halves::{self, Halves, half};
 use super::product::{Part, Product};
 use super::sink::Sink;
@@ -25,7 +26,8 @@ pub(super) const ROWS: usize = 12;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As they were trained.
+    /// As they were trained. Processors with tiles keep as many bits of each as the greatest of its output resolves, and
+    /// multiply those: no sum is further off for it.
     #[default]
     F32,
     /// The upper half of their bits, rounded to nearest even, and so is what they are multiplied with; processors that can
@@ -58,6 +60,8 @@ enum Small {
     Halves(Halves),
     /// Multiplied as they are, in vectors or tiles.
     Bytes(Bytes),
+    /// All 32 bits, multiplied digit by digit in tiles.
+    Digits(Digits),
 }
 
 /// Weights of fewer than 32 bits, in panels.
@@ -174,7 +178,10 @@ impl Packed {
     /// The same in fewer bits.
     pub(crate) fn stored_as(mut self, precision: Precision) -> Self {
         self.small = match precision {
-            Precision::F32 => None,
+            Precision::F32 => {
+                let digits = Digits::fast() && self.inputs <= digits::INPUTS;
+                digits.then(|| Small::Digits(Digits::new(self.outputs, self.inputs, &self.panels)))
+            }
             Precision::Bf16 => Some(if Halves::fast() {
                 Small::Halves(Halves::new(self.outputs, self.inputs, &self.panels))
             } else {
@@ -222,6 +229,7 @@ impl Packed {
                 run(&self.panels[part.panels.start * self.inputs..part.panels.end * self.inputs], part);
             }),
             Some(Small::Halves(halves)) => halves.product(rows, self.inputs, out, team),
+            Some(Small::Digits(digits)) => digits.product(rows, self.inputs, out, team),
             Some(Small::Bytes(bytes)) => bytes.product(rows, self.inputs, out, team),
             Some(Small::Narrow(narrow)) => ROUNDED.with_borrow_mut(|rounded| {
                 match narrow {

@@ -8,6 +8,7 @@ mod block;
 mod bytes;
 mod crew;
 mod decoder;
+mod digits;
 mod halves;
 mod matrix;
 mod product;

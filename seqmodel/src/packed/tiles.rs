@@ -56,6 +56,16 @@ impl<N: Default + Copy> Default for Lines<N> {
     }
 }
 
+impl<N> Lines<N> {
+    /// From tiles `T` and `U`.
+    #[inline(always)]
+    pub(super) fn fill<const T: usize, const U: usize>(&mut self, tiles: &Tiles) {
+        let sums = self.0.as_flattened_mut();
+        tiles.store::<T, N>(sums, 2 * SIDE);
+        tiles.store::<U, N>(&mut sums[SIDE..], 2 * SIDE);
+    }
+}
+
 /// The tiles of this thread, to be taken once at a time; given back when it goes: a thread that keeps them is slower to put
 /// aside.
 pub(super) struct Tiles(PhantomData<*const ()>);
@@ -83,14 +93,15 @@ impl Tiles {
         }
     }
 
-    /// Tile `T` as sums of 16 rows and outputs, to the left (`H` 0) or right (1) half of lines.
+    /// Tile `T` as sums of 16 rows and outputs, to rows that are `stride` sums apart.
     #[inline(always)]
-    pub(super) fn store<const T: usize, const H: usize, N>(&self, lines: &mut Lines<N>) {
-        const { assert!(size_of::<N>() == 4 && H < 2) };
-        // SAFETY: 16 rows of 64 bytes, each in its half of a line.
+    pub(super) fn store<const T: usize, N>(&self, rows: &mut [N], stride: usize) {
+        const { assert!(size_of::<N>() == 4) };
+        assert!(rows.len() >= (SIDE - 1) * stride + SIDE);
+        // SAFETY: the rows are all there.
         unsafe {
-            asm!("tilestored [{to}+{step}], tmm{t}", t = const T, to = in(reg) lines.0.as_mut_ptr().cast::<u8>().add(H * DEPTH),
-                step = in(reg) 2 * DEPTH, options(nostack, preserves_flags));
+            asm!("tilestored [{to}+{step}], tmm{t}", t = const T, to = in(reg) rows.as_mut_ptr(), step = in(reg) 4 * stride,
+                options(nostack, preserves_flags));
         }
     }
 
@@ -106,6 +117,16 @@ impl Tiles {
         // SAFETY: as above.
         unsafe {
             asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+
+    /// As [`Tiles::multiply`], where all bytes have a sign.
+    #[inline(always)]
+    pub(super) fn multiply_signed<const C: usize, const A: usize, const B: usize>(&self) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
                 options(nostack, nomem, preserves_flags));
         }
     }

@@ -1,7 +1,7 @@
 //! TIGER for serving: packed weights, see [`PackedSession`].
 //!
 //! The plain session on tensors ([`TigerSession`](super::TigerSession)) is the reference; with weights of 32 bits results
-//! differ by the order of sums alone.
+//! differ by the rounding of sums alone.
 
 use super::Tiger;
 use crate::Result;
