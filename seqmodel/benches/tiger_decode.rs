@@ -7,7 +7,7 @@
 //! request is parted among all cores, or as many as are said.
 //!
 //! In turn with the searches runs their arithmetic alone: as many fused multiply-adds of 32 bits from registers, on all cores at
-//! once. The share of peak is its time in a search's.
+//! once. The share of peak is its time in a search's: that of vectors, which tiles may exceed.
 
 use beam::{BeamConfig, BeamKernel, CpuBeams, CpuKernel, Hypothesis, LiveMask, Scores, SimdKernel, StepScorer, Trie};
 use rqvae::{Code, ItemIdx, SidSpec, SidTable, mix};

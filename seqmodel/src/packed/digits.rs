@@ -141,14 +141,14 @@ impl Digits {
 
     /// As [`Packed::product`](super::matrix::Packed::product). Only where [`Digits::fast`].
     pub(super) fn product(&self, rows: Rows, inputs: usize, out: &Sink, team: &Team) {
-        let Some(kernel) = kernel() else { return };
+        let Some((_, multiply)) = kernel() else { return };
         Rounded::of(rows, inputs, self.blocks, team, |rounded| {
             let work = rows.count * inputs * self.outputs;
             Part::each(team, (self.outputs.div_ceil(PANEL), rows.count), ROWS, work, |part| {
                 // SAFETY: as above; parts have places of their own.
                 #[expect(unsafe_code, reason = "code for some processors alone, threads write to one matrix")]
                 unsafe {
-                    (kernel.multiply)(self, &part, rounded, out.share());
+                    multiply(self, &part, rounded, out.share());
                 }
             });
         });
@@ -158,7 +158,7 @@ impl Digits {
 impl Rounded {
     /// Runs with some rows in digits, made with the help of `team`. Only where [`Digits::fast`].
     fn of(rows: Rows, inputs: usize, blocks: usize, team: &Team, run: impl FnOnce(&Self)) {
-        let Some(kernel) = kernel() else { return };
+        let Some((round, _)) = kernel() else { return };
         ROUNDED.with_borrow_mut(|rounded| {
             rounded.tiles.make_room(rows.count.div_ceil(SIDE) * blocks);
             rounded.steps.resize(rows.count, 0.0);
@@ -169,7 +169,7 @@ impl Rounded {
                 // SAFETY: `kernel` has asked the processor whether it has the instructions.
                 #[expect(unsafe_code, reason = "code for some processors alone")]
                 unsafe {
-                    (kernel.round)(Rows { data, count: steps.len(), ..rows }, inputs, tiles, steps);
+                    round(Rows { data, count: steps.len(), ..rows }, inputs, tiles, steps);
                 }
             });
             run(rounded);
@@ -178,11 +178,13 @@ impl Rounded {
 }
 
 /// What a processor with tiles does.
-struct Kernel {
-    /// The digits and steps of up to `SIDE` rows of so many inputs, which have room for them.
-    round: unsafe fn(Rows, usize, &mut [[Tile; DIGITS]], &mut [f32]),
-    multiply: unsafe fn(&Digits, &Part, &Rounded, Sink),
-}
+type Kernel = (Round, Multiply);
+
+/// The digits and steps of up to `SIDE` rows of so many inputs, into what has room for them.
+type Round = unsafe fn(Rows, usize, &mut [[Tile; DIGITS]], &mut [f32]);
+
+/// A part of a product, whose rows are in digits.
+type Multiply = unsafe fn(&Digits, &Part, &Rounded, Sink);
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn kernel() -> Option<Kernel> {
@@ -192,7 +194,7 @@ fn kernel() -> Option<Kernel> {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn kernel() -> Option<Kernel> {
     let ready = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && super::tiles::ready();
-    ready.then_some(Kernel { round: x86::round, multiply: x86::multiply })
+    ready.then_some((x86::round as Round, x86::multiply as Multiply))
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -224,7 +226,7 @@ mod tests {
             count in 1usize..90, inputs in 1usize..300, outputs in 1usize..100, gap in 0usize..3, cut in 0usize..90, seed: u32,
             way in 0u8..3,
         ) {
-            let Some(kernel) = kernel() else { return Ok(()) };
+            let Some((_, multiply)) = kernel() else { return Ok(()) };
             let weight = |o: usize, i: usize| number(7 * o + 1000 * i + 3, seed);
             let stride = inputs + gap;
             let data: Vec<f32> = (0..count * stride).map(|at| number(at + 7, !seed)).collect();
@@ -261,7 +263,7 @@ mod tests {
                     // SAFETY: the processor has tiles.
                     #[expect(unsafe_code, reason = "code for some processors alone")]
                     unsafe {
-                        (kernel.multiply)(&digits, &part, rounded, Sink::new(&mut parted, outputs + gap, into));
+                        multiply(&digits, &part, rounded, Sink::new(&mut parted, outputs + gap, into));
                     }
                 }
             });

@@ -1,5 +1,8 @@
 //! Where a product goes.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod block;
+
 use std::marker::PhantomData;
 
 /// How a product goes there.
@@ -24,33 +27,9 @@ pub(crate) struct Sink<'a> {
     of: PhantomData<&'a mut [f32]>,
 }
 
-#[cfg(target_arch = "x86_64")]
-use shared::Block;
-
 #[expect(unsafe_code, reason = "places of several threads, some of each row")]
 mod shared {
-    use super::{Into, Sink};
-    use std::marker::PhantomData;
-
-    /// A few numbers of some rows.
-    pub(crate) struct Block<'a> {
-        first: *mut f32,
-        stride: usize,
-        rows: usize,
-        width: usize,
-        pub(in crate::packed) into: Into,
-        of: PhantomData<&'a mut [f32]>,
-    }
-
-    impl Block<'_> {
-        /// Those of a row.
-        #[inline(always)]
-        pub(crate) fn places(&mut self, row: usize) -> &mut [f32] {
-            assert!(row < self.rows, "a block has no such row");
-            // SAFETY: who made the block has seen that they are there.
-            unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.width) }
-        }
-    }
+    use super::Sink;
 
     // SAFETY: it is a slice that can be written to, and shares of it write to places of their own.
     unsafe impl Send for Sink<'_> {}
@@ -75,17 +54,6 @@ mod shared {
             unsafe { std::slice::from_raw_parts_mut(self.first.add(from), width) }
         }
 
-        /// Up to 16 numbers of each of `rows` rows, from a row and a column on, those that lie before column `end`.
-        #[inline(always)]
-        pub(crate) fn block(&mut self, row: usize, rows: usize, column: usize, end: usize) -> Block<'_> {
-            let (from, width) = (row * self.stride + column, end.saturating_sub(column).min(16));
-            let last = if rows == 0 || width == 0 { 0 } else { (rows - 1) * self.stride + width };
-            assert!(from <= self.len && last <= self.len - from || last == 0, "a product is larger than its place");
-            // SAFETY: they lie inside of what this was made of, which nobody else touches.
-            let first = unsafe { self.first.add(from.min(self.len)) };
-            Block { first, stride: self.stride, rows, width, into: self.into, of: PhantomData }
-        }
-
         /// What lies behind some rows and columns.
         pub(crate) fn behind(self, rows: usize, columns: usize) -> Self {
             let from = (rows * self.stride + columns).min(self.len);
@@ -102,10 +70,10 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// A vector or two at a time.
+/// Two vectors at a time.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::{Block, Into, Sink};
+    use super::{Into, Sink};
     use core::arch::x86_64::{
         __m256, __m512, _mm256_add_ps, _mm256_max_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_max_ps,
         _mm512_setzero_ps,
@@ -145,27 +113,9 @@ pub(super) mod x86 {
     put!(wide, "avx512f", __m512, 32, _mm512_add_ps, _mm512_max_ps, _mm512_setzero_ps);
     put!(narrow, "avx2", __m256, 16, _mm256_add_ps, _mm256_max_ps, _mm256_setzero_ps);
 
-    /// One vector, to `row` of a block.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    pub(in crate::packed) fn half(block: &mut Block, row: usize, numbers: __m512) {
-        let into = block.into;
-        let places = block.places(row);
-        match places.first_chunk_mut::<16>() {
-            Some(places) => {
-                *places = bytemuck::must_cast(match into {
-                    Into::Place => numbers,
-                    Into::Relu => _mm512_max_ps(numbers, _mm512_setzero_ps()),
-                    Into::Sum => _mm512_add_ps(bytemuck::must_cast(*places), numbers),
-                });
-            }
-            None => rest(&bytemuck::must_cast::<_, [f32; 16]>(numbers), places, into),
-        }
-    }
-
     /// The last numbers, where they fill no line.
     #[inline(never)]
-    fn rest(line: &[f32], places: &mut [f32], into: Into) {
+    pub(super) fn rest(line: &[f32], places: &mut [f32], into: Into) {
         for (place, x) in places.iter_mut().zip(line) {
             *place = match into {
                 Into::Place => *x,

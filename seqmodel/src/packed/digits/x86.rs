@@ -1,7 +1,6 @@
 //! The instructions: vectors (AVX-512) make digits of numbers and numbers of sums, tiles multiply.
 
 use super::{DEPTH, DIGITS, Digits, PANEL, Part, Rounded, Rows, SHIFT, SIDE, Sink, Tile, steps};
-use crate::packed::sink::x86 as sink;
 use crate::packed::tiles::Tiles;
 use core::arch::x86_64::{
     __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_fmadd_ps,
@@ -41,7 +40,7 @@ fn split(numbers: [__m512; 4], many: __m512) -> [__m512i; DIGITS] {
     [_mm512_xor_si512(first, sign), _mm512_xor_si512(second, sign), _mm512_xor_si512(third, sign)]
 }
 
-/// See [`Kernel`](super::Kernel).
+/// See [`Round`](super::Round).
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn round(rows: Rows, inputs: usize, tiles: &mut [[Tile; DIGITS]], steps_of: &mut [f32]) {
     for (row, step_of) in steps_of.iter_mut().enumerate() {
@@ -212,12 +211,12 @@ impl Run<'_> {
                 [bytemuck::must_cast(first[at]), bytemuck::must_cast(second[at]), bytemuck::must_cast(third[at])];
             let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), hundreds, _mm512_cvtepi32_ps(c));
             let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), thousands, sum);
-            sink::half(&mut places, at, _mm512_mul_ps(sum, _mm512_mul_ps(scales, _mm512_set1_ps(steps[at]))));
+            places.put(at, _mm512_mul_ps(sum, _mm512_mul_ps(scales, _mm512_set1_ps(steps[at]))));
         }
     }
 }
 
-/// A tile of rows belongs to the part that its first row belongs to.
+/// See [`Multiply`](super::Multiply). A tile of rows belongs to the part that its first row belongs to.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn multiply(this: &Digits, part: &Part, rounded: &Rounded, out: Sink) {
     let Some(tiles) = Tiles::take() else { return };

@@ -1,0 +1,54 @@
+//! Places side by side in some rows, for who fills them row by row: they are looked for once.
+
+use super::{Into, Sink, x86::rest};
+use core::arch::x86_64::{__m512, _mm512_add_ps, _mm512_max_ps, _mm512_setzero_ps};
+use std::marker::PhantomData;
+
+/// Numbers that a vector fills.
+const WIDTH: usize = 16;
+
+/// Up to `WIDTH` numbers of some rows.
+pub(in crate::packed) struct Block<'a> {
+    first: *mut f32,
+    stride: usize,
+    rows: usize,
+    width: usize,
+    into: Into,
+    of: PhantomData<&'a mut [f32]>,
+}
+
+impl Sink<'_> {
+    /// Those of `rows` rows from a row and a column on that lie before column `end`.
+    #[inline(always)]
+    pub(in crate::packed) fn block(&mut self, row: usize, rows: usize, column: usize, end: usize) -> Block<'_> {
+        let (from, width) = (row * self.stride + column, end.saturating_sub(column).min(WIDTH));
+        let last = if rows == 0 || width == 0 { 0 } else { (rows - 1) * self.stride + width };
+        assert!(last == 0 || (from <= self.len && last <= self.len - from), "a product is larger than its place");
+        // SAFETY: not behind the end of what the sink was made of.
+        #[expect(unsafe_code, reason = "places of several threads, some of each row")]
+        let first = unsafe { self.first.add(from.min(self.len)) };
+        Block { first, stride: self.stride, rows, width, into: self.into, of: PhantomData }
+    }
+}
+
+impl Block<'_> {
+    /// The numbers of a row, as many as there are places.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(in crate::packed) fn put(&mut self, row: usize, numbers: __m512) {
+        assert!(row < self.rows, "a block has no such row");
+        // SAFETY: who made the block has seen that they are there; nobody else touches them.
+        #[expect(unsafe_code, reason = "places of several threads, some of each row")]
+        let places = unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.width) };
+        match places.first_chunk_mut::<WIDTH>() {
+            Some(places) => {
+                *places = bytemuck::must_cast(match self.into {
+                    Into::Place => numbers,
+                    Into::Relu => _mm512_max_ps(numbers, _mm512_setzero_ps()),
+                    Into::Sum => _mm512_add_ps(bytemuck::must_cast(*places), numbers),
+                });
+            }
+            None => rest(&bytemuck::must_cast::<_, [f32; WIDTH]>(numbers), places, self.into),
+        }
+    }
+}
