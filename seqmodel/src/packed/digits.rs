@@ -145,7 +145,7 @@ impl Digits {
         Rounded::of(rows, inputs, self.blocks, team, |rounded| {
             let work = rows.count * inputs * self.outputs;
             Part::each(team, (self.outputs.div_ceil(PANEL), rows.count), ROWS, work, |part| {
-                // SAFETY: as above; parts have places of their own.
+                // SAFETY: `kernel` has asked the processor whether it has the instructions; parts have places of their own.
                 #[expect(unsafe_code, reason = "code for some processors alone, threads write to one matrix")]
                 unsafe {
                     multiply(self, &part, rounded, out.share());
@@ -199,6 +199,7 @@ fn kernel() -> Option<Kernel> {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86;
+
 #[cfg(test)]
 mod tests {
     use super::super::matrix::{Packed, Precision};
@@ -206,7 +207,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Numbers of -1 to 1 from their places, some of them much smaller than others.
+    /// Numbers of -1 to 1 from their places, some of them halved once or twice.
     fn number(at: usize, seed: u32) -> f32 {
         let bits = (at as u32 ^ seed).wrapping_mul(2_654_435_761).rotate_left(9).wrapping_mul(2_654_435_761);
         (bits as f32 / 2_147_483_648.0 - 1.0) * 0.5f32.powi((bits % 7 * (bits >> 3) % 3) as i32)
@@ -374,7 +375,6 @@ mod tests {
                 data[70 + place] = bad;
                 let out = product(&packed, Rows { data: &data, stride: 70, count: 3 }, &[0.0; 15], 5, Into::Place);
                 let finite: Vec<bool> = out.iter().map(|x| x.is_finite()).collect();
-                // Nothing times what is not finite is nothing for weights that are 0 alone.
                 assert_eq!(finite, [[true; 5], [false; 5], [true; 5]].concat(), "{bad} at {place}: {out:?}");
             }
         }

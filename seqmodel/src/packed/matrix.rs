@@ -27,7 +27,7 @@ pub(super) const ROWS: usize = 12;
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// As they were trained. Processors with tiles keep as many bits of each as the greatest of its output resolves, and
-    /// multiply those: no sum is further off for it.
+    /// multiply those; sums are about as exact as without.
     #[default]
     F32,
     /// The upper half of their bits, rounded to nearest even, and so is what they are multiplied with; processors that can
@@ -43,17 +43,17 @@ pub enum Precision {
 pub(crate) struct Packed {
     outputs: usize,
     inputs: usize,
-    /// (outputs / `PANEL`, inputs), zeros behind the last output; empty where they are narrow.
+    /// (outputs / `PANEL`, inputs), zeros behind the last output; empty where weights have another form.
     panels: Aligned<Line>,
-    small: Option<Small>,
+    form: Option<Form>,
 }
 
 /// Weights of one input for the outputs of a panel.
 pub(super) type Line = [f32; PANEL];
 
-/// Weights of fewer than 32 bits.
+/// Weights that are not kept as panels of 32 bits.
 #[derive(Debug, Clone)]
-enum Small {
+enum Form {
     /// Made wide panel by panel.
     Narrow(Narrow),
     /// Multiplied as they are, in tiles.
@@ -105,13 +105,13 @@ impl Packed {
     /// and the processor can multiply halves.
     pub(crate) fn to_fill(precision: Precision) -> Self {
         let halves = precision != Precision::F32 && Halves::fast();
-        Self { small: halves.then(|| Small::Halves(Halves::default())), ..Self::default() }
+        Self { form: halves.then(|| Form::Halves(Halves::default())), ..Self::default() }
     }
 
     /// A matrix in halves as a processor keeps it that cannot multiply them.
     #[cfg(test)]
     pub(super) fn narrowed(mut self) -> Self {
-        self.small = Some(Small::Narrow(Narrow::of_halves(&self.panels)));
+        self.form = Some(Form::Narrow(Narrow::of_halves(&self.panels)));
         self
     }
 
@@ -124,14 +124,14 @@ impl Packed {
     /// A matrix in bytes as a processor keeps it that cannot multiply them.
     #[cfg(test)]
     pub(super) fn of_bytes(outputs: usize, inputs: usize, bytes: Vec<i8>, scales: Vec<f32>) -> Self {
-        let small = Some(Small::Narrow(Narrow::Int8(bytes, scales)));
-        Self { outputs, inputs, panels: Aligned::default(), small }
+        let form = Some(Form::Narrow(Narrow::Int8(bytes, scales)));
+        Self { outputs, inputs, panels: Aligned::default(), form }
     }
 
     /// From its `rows`, one an output, in the memory of what was here before.
     pub(crate) fn fill_rows(&mut self, rows: Rows, inputs: usize) {
         (self.outputs, self.inputs) = (rows.count, inputs);
-        if let Some(Small::Halves(halves)) = &mut self.small {
+        if let Some(Form::Halves(halves)) = &mut self.form {
             return halves.fill_rows(rows, inputs);
         }
         self.make_room();
@@ -145,7 +145,7 @@ impl Packed {
     /// From its `columns`, one an input, in the memory of what was here before.
     pub(crate) fn fill_columns(&mut self, outputs: usize, columns: Rows) {
         (self.outputs, self.inputs) = (outputs, columns.count);
-        if let Some(Small::Halves(halves)) = &mut self.small {
+        if let Some(Form::Halves(halves)) = &mut self.form {
             return halves.fill_columns(outputs, columns);
         }
         self.make_room();
@@ -175,17 +175,17 @@ impl Packed {
         })
     }
 
-    /// The same in fewer bits.
+    /// The same as `precision` wants it.
     pub(crate) fn stored_as(mut self, precision: Precision) -> Self {
-        self.small = match precision {
+        self.form = match precision {
             Precision::F32 => {
                 let digits = Digits::fast() && self.inputs <= digits::INPUTS;
-                digits.then(|| Small::Digits(Digits::new(self.outputs, self.inputs, &self.panels)))
+                digits.then(|| Form::Digits(Digits::new(self.outputs, self.inputs, &self.panels)))
             }
             Precision::Bf16 => Some(if Halves::fast() {
-                Small::Halves(Halves::new(self.outputs, self.inputs, &self.panels))
+                Form::Halves(Halves::new(self.outputs, self.inputs, &self.panels))
             } else {
-                Small::Narrow(Narrow::of_halves(&self.panels))
+                Form::Narrow(Narrow::of_halves(&self.panels))
             }),
             Precision::Int8 => {
                 let panels = self.panels.chunks_exact(self.inputs.max(1));
@@ -201,13 +201,13 @@ impl Packed {
                 });
                 let bytes: Vec<i8> = bytes.collect();
                 Some(if Bytes::fast() {
-                    Small::Bytes(Bytes::new(self.outputs, self.inputs, &bytes, scales))
+                    Form::Bytes(Bytes::new(self.outputs, self.inputs, &bytes, scales))
                 } else {
-                    Small::Narrow(Narrow::Int8(bytes, scales))
+                    Form::Narrow(Narrow::Int8(bytes, scales))
                 })
             }
         };
-        if self.small.is_some() {
+        if self.form.is_some() {
             self.panels = Aligned::default();
         }
         self
@@ -224,14 +224,14 @@ impl Packed {
 
     /// `rows` (count, inputs) times the transpose of this one, to `out`, with the help of `team`.
     pub(crate) fn product(&self, rows: Rows, out: &mut Sink, team: &Team) {
-        match &self.small {
+        match &self.form {
             None => self.each(team, rows, out, |part, run| {
                 run(&self.panels[part.panels.start * self.inputs..part.panels.end * self.inputs], part);
             }),
-            Some(Small::Halves(halves)) => halves.product(rows, self.inputs, out, team),
-            Some(Small::Digits(digits)) => digits.product(rows, self.inputs, out, team),
-            Some(Small::Bytes(bytes)) => bytes.product(rows, self.inputs, out, team),
-            Some(Small::Narrow(narrow)) => ROUNDED.with_borrow_mut(|rounded| {
+            Some(Form::Halves(halves)) => halves.product(rows, self.inputs, out, team),
+            Some(Form::Digits(digits)) => digits.product(rows, self.inputs, out, team),
+            Some(Form::Bytes(bytes)) => bytes.product(rows, self.inputs, out, team),
+            Some(Form::Narrow(narrow)) => ROUNDED.with_borrow_mut(|rounded| {
                 match narrow {
                     Narrow::Bf16(_) => vectorized!(halves::round(rows, self.inputs, rounded)),
                     Narrow::Int8(..) => vectorized!(bytes::round(rows, self.inputs, rounded)),

@@ -204,13 +204,13 @@ impl Run<'_> {
         let steps = &self.rounded.steps[row..][..count];
         let Some(scales) = self.this.scales[column..].first_chunk::<SIDE>() else { return };
         let scales: __m512 = bytemuck::must_cast(*scales);
-        let (thousands, hundreds) = (_mm512_set1_ps(65_536.0), _mm512_set1_ps(256.0));
+        let (highest, middle) = (_mm512_set1_ps(65_536.0), _mm512_set1_ps(256.0));
         let mut places = self.out.block(row, count, column, self.this.outputs);
         for at in 0..count {
             let [a, b, c]: [__m512i; DIGITS] =
                 [bytemuck::must_cast(first[at]), bytemuck::must_cast(second[at]), bytemuck::must_cast(third[at])];
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), hundreds, _mm512_cvtepi32_ps(c));
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), thousands, sum);
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), middle, _mm512_cvtepi32_ps(c));
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), highest, sum);
             places.put(at, _mm512_mul_ps(sum, _mm512_mul_ps(scales, _mm512_set1_ps(steps[at]))));
         }
     }
