@@ -13,6 +13,7 @@ use super::sink::Sink;
 use super::transpose::columns;
 use crate::nn::vectorized;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Fewest rows of a part of a product: two tiles.
 const ROWS: usize = 32;
@@ -22,6 +23,9 @@ const GROUP: usize = 2;
 
 /// Inputs of a tile.
 const DEPTH: usize = 32;
+
+/// Rows and outputs of a tile.
+const SIDE: usize = 16;
 
 /// Groups of a tile.
 const GROUPS: usize = DEPTH / GROUP;
@@ -39,15 +43,23 @@ pub(super) struct Halves {
 /// Weights of a group of inputs for the outputs of a panel.
 type Line = [u16; PANEL * GROUP];
 
+/// A block of inputs of `SIDE` rows.
+type Tile = [[u16; DEPTH]; SIDE];
+
 /// Rows in bfloat16.
 #[derive(Debug, Default)]
 struct Rounded {
-    /// (rows, blocks), zeros behind the last input.
-    blocks: Aligned<[u16; DEPTH]>,
+    /// How many there are.
+    rows: usize,
+    /// (rows / `SIDE`, blocks), zeros behind the last input; what lies behind the last row is computed with and never read
+    /// out.
+    tiles: Aligned<Tile>,
 }
 
 thread_local! {
     static ROUNDED: RefCell<Rounded> = RefCell::default();
+    /// Rows that become columns.
+    static ROW: RefCell<Aligned<[u16; DEPTH]>> = RefCell::default();
 }
 
 /// Rounded to nearest even.
@@ -59,11 +71,39 @@ pub(super) fn half(number: f32) -> u16 {
     (if number.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 
+/// Numbers in bfloat16, zeros behind the last.
+#[inline(always)]
+fn halve(numbers: &[f32], halves: &mut [u16]) {
+    let (halves, behind) = halves.split_at_mut(numbers.len());
+    for at in 0..numbers.len() {
+        halves[at] = half(numbers[at]);
+    }
+    behind.fill(0);
+}
+
 /// Weights of two inputs.
 #[inline(always)]
 fn pairs(first: matrix::Line, second: matrix::Line) -> Line {
-    let pair = |at: usize| u32::from(half(first[at])) | u32::from(half(second[at])) << 16;
-    bytemuck::must_cast::<[u32; PANEL], _>(std::array::from_fn(pair))
+    let mut pairs = [0; PANEL];
+    for at in 0..PANEL {
+        pairs[at] = u32::from(half(first[at])) | u32::from(half(second[at])) << 16;
+    }
+    bytemuck::must_cast::<[u32; PANEL], _>(pairs)
+}
+
+/// Those of a column for the outputs of a panel.
+#[inline(always)]
+fn numbers(columns: Rows, input: usize, outputs: &Range<usize>) -> matrix::Line {
+    let mut numbers = [0.0; PANEL];
+    if input < columns.count {
+        let from = &columns.data[input * columns.stride + outputs.start..];
+        // A line of known length is a few vectors, any other a call.
+        match from.first_chunk() {
+            Some(all) if outputs.len() == PANEL => numbers = *all,
+            _ => numbers[..outputs.len()].copy_from_slice(&from[..outputs.len()]),
+        }
+    }
+    numbers
 }
 
 /// Rows as they are after they were halves: (rows, inputs).
@@ -98,11 +138,17 @@ impl Halves {
     /// From `rows`, one an output, in the memory of what was here before.
     pub(super) fn fill_rows(&mut self, rows: Rows, inputs: usize) {
         self.make_room(rows.count, inputs);
-        let (blocks, groups) = (self.blocks, self.blocks * GROUPS);
-        ROUNDED.with_borrow_mut(|rounded| {
-            vectorized!(rounded.fill(rows, inputs, blocks));
+        let groups = self.blocks * GROUPS;
+        ROW.with_borrow_mut(|row| {
+            row.make_room(rows.count * self.blocks);
+            let halves = row.chunks_exact_mut(self.blocks.max(1));
+            vectorized!({
+                for (at, halves) in halves.enumerate() {
+                    halve(&rows.data[at * rows.stride..][..inputs], halves.as_flattened_mut());
+                }
+            });
             // Two halves move as one number.
-            let pairs: &[f32] = bytemuck::cast_slice(&rounded.blocks);
+            let pairs: &[f32] = bytemuck::cast_slice(row);
             let panels: &mut [matrix::Line] = bytemuck::cast_slice_mut(&mut self.panels);
             for (panel, lines) in panels.chunks_exact_mut(groups.max(1)).enumerate() {
                 let first = panel * PANEL;
@@ -118,22 +164,10 @@ impl Halves {
         let panels = &mut self.panels;
         vectorized!({
             for (panel, lines) in panels.chunks_exact_mut(groups.max(1)).enumerate() {
-                let first = panel * PANEL;
-                let width = (outputs - first).min(PANEL);
-                let column = |input: usize| {
-                    let mut numbers = [0.0; PANEL];
-                    if input < columns.count {
-                        let from = &columns.data[input * columns.stride + first..];
-                        // A line of known length is a few vectors, any other a call.
-                        match from.first_chunk() {
-                            Some(all) if width == PANEL => numbers = *all,
-                            _ => numbers[..width].copy_from_slice(&from[..width]),
-                        }
-                    }
-                    numbers
-                };
+                let outputs = panel * PANEL..outputs.min((panel + 1) * PANEL);
                 for (group, line) in lines.iter_mut().enumerate() {
-                    *line = pairs(column(GROUP * group), column(GROUP * group + 1));
+                    let first = numbers(columns, GROUP * group, &outputs);
+                    *line = pairs(first, numbers(columns, GROUP * group + 1, &outputs));
                 }
             }
         });
@@ -166,14 +200,18 @@ impl Halves {
 impl Rounded {
     #[inline(always)]
     fn fill(&mut self, rows: Rows, inputs: usize, blocks: usize) {
-        // For whole tiles of rows from any row on: what lies behind the last one is computed with and never read out.
-        self.blocks.make_room((rows.count + 15) * blocks);
+        self.rows = rows.count;
+        self.tiles.make_room(rows.count.div_ceil(SIDE) * blocks);
         for row in 0..rows.count {
             let numbers = &rows.data[row * rows.stride..][..inputs];
-            let halves = self.blocks[row * blocks..][..blocks].as_flattened_mut();
-            let (halves, behind) = halves.split_at_mut(inputs);
-            halves.iter_mut().zip(numbers).for_each(|(place, x)| *place = half(*x));
-            behind.fill(0);
+            let tiles = &mut self.tiles[row / SIDE * blocks..][..blocks];
+            let (whole, rest) = numbers.as_chunks::<DEPTH>();
+            for (numbers, tile) in whole.iter().zip(&mut *tiles) {
+                halve(numbers, &mut tile[row % SIDE]);
+            }
+            if let Some(tile) = tiles.get_mut(whole.len()) {
+                halve(rest, &mut tile[row % SIDE]);
+            }
         }
     }
 }
@@ -192,26 +230,29 @@ fn kernel() -> Option<Kernel> {
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86 {
-    use super::{GROUPS, Halves, PANEL, Part, Rounded, Sink};
+    use super::{GROUPS, Halves, Line, PANEL, Part, Rounded, SIDE, Sink, Tile};
     use crate::packed::product::prefetch;
-    use crate::packed::sink::x86 as sink;
-    use crate::packed::tiles::{DEPTH, Lines, SIDE, Tiles};
+    use crate::packed::tiles::{DEPTH, Tiles};
 
-    /// Two tiles of rows by the two of a panel at a time, however few the rows are.
+    /// Sums of two tiles of rows, those for the first outputs of a panel and those for the others.
+    #[repr(C, align(64))]
+    struct Sums([[[f32; SIDE]; 2 * SIDE]; 2]);
+
+    /// Two tiles of rows by the two of a panel at a time, however few the rows are. A tile of rows belongs to the part that its
+    /// first row belongs to.
     #[target_feature(enable = "avx512f")]
     pub(super) fn tiled(this: &Halves, part: &Part, rounded: &Rounded, mut out: Sink) {
         let Some(tiles) = Tiles::take() else { return };
         let blocks = this.blocks;
-        let fetched = (2 * SIDE).div_ceil(part.rows.len().div_ceil(2 * SIDE).max(1));
-        let mut sums = [Lines::<f32>::default(), Lines::default()];
+        let (start, end) = (part.rows.start.div_ceil(SIDE), part.rows.end.div_ceil(SIDE));
+        let fetched = (2 * SIDE).div_ceil((end - start).div_ceil(2).max(1));
+        let mut sums = const { Sums([[[0.0; SIDE]; 2 * SIDE]; 2]) };
         for panel in part.panels.clone() {
-            let weights: &[[u8; 2 * SIDE * DEPTH]] =
-                bytemuck::cast_slice(&this.panels[panel * blocks * GROUPS..][..blocks * GROUPS]);
+            let weights: &[[Line; GROUPS]] = this.panels[panel * blocks * GROUPS..][..blocks * GROUPS].as_chunks().0;
             let mut ahead = weights.as_ptr_range().end.cast::<u8>();
-            for first in part.rows.clone().step_by(2 * SIDE) {
-                let count = (part.rows.end - first).min(2 * SIDE);
-                let two = count > SIDE;
-                let rows: &[u8] = bytemuck::cast_slice(&rounded.blocks[first * blocks..]);
+            for tile in (start..end).step_by(2) {
+                let rows: &[Tile] = &rounded.tiles[tile * blocks..];
+                let two = tile + 1 < end;
                 tiles.clear::<0>();
                 tiles.clear::<1>();
                 tiles.clear::<2>();
@@ -221,24 +262,32 @@ mod x86 {
                         prefetch(ahead);
                         ahead = ahead.wrapping_add(DEPTH);
                     }
-                    let rows = &rows[block * DEPTH..];
+                    let weights: &[u8] = bytemuck::cast_slice(weights);
                     tiles.load::<6>(weights, 2 * DEPTH);
                     tiles.load::<7>(&weights[DEPTH..], 2 * DEPTH);
-                    tiles.load::<4>(rows, blocks * DEPTH);
+                    tiles.load::<4>(bytemuck::cast_slice(&rows[block]), DEPTH);
                     tiles.multiply_halves::<0, 4, 6>();
                     tiles.multiply_halves::<1, 4, 7>();
                     if two {
-                        tiles.load::<5>(&rows[SIDE * blocks * DEPTH..], blocks * DEPTH);
+                        tiles.load::<5>(bytemuck::cast_slice(&rows[blocks + block]), DEPTH);
                         tiles.multiply_halves::<2, 5, 6>();
                         tiles.multiply_halves::<3, 5, 7>();
                     }
                 }
-                sums[0].fill::<0, 1>(&tiles);
+                let [left, right] = &mut sums.0;
+                tiles.store::<0, _>(left.as_flattened_mut(), SIDE);
+                tiles.store::<1, _>(right.as_flattened_mut(), SIDE);
                 if two {
-                    sums[1].fill::<2, 3>(&tiles);
+                    tiles.store::<2, _>(left[SIDE..].as_flattened_mut(), SIDE);
+                    tiles.store::<3, _>(right[SIDE..].as_flattened_mut(), SIDE);
                 }
-                for (row, line) in sums.iter().flat_map(|lines| &lines.0).take(count).enumerate() {
-                    sink::wide(&mut out, first + row, panel * PANEL, this.outputs, bytemuck::must_cast(*line));
+                let (row, column) = (tile * SIDE, panel * PANEL);
+                let count = if two { 2 * SIDE } else { SIDE }.min(rounded.rows - row);
+                for half in 0..2 {
+                    let mut places = out.block(row, count, column + half * SIDE, this.outputs);
+                    for at in 0..count {
+                        places.put(at, bytemuck::must_cast(sums.0[half][at]));
+                    }
                 }
             }
         }
