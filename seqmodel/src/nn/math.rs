@@ -89,23 +89,6 @@ pub(crate) fn max_of(x: &[f32]) -> f32 {
     rest.iter().fold(most, |most, x| most.max(*x))
 }
 
-/// Softmax of a row of whole lanes, in place.
-#[inline(always)]
-pub(crate) fn softmax_lanes(row: &mut [f32]) {
-    let most = max_of(row);
-    let (chunks, _) = row.as_chunks_mut::<16>();
-    let mut sums = [0f32; 16];
-    for chunk in &mut *chunks {
-        *chunk = lanes(|i| exp(chunk[i] - most));
-        sums = lanes(|i| sums[i] + chunk[i]);
-    }
-    let [sum] = halved::<2, 1>(halved::<4, 2>(halved::<8, 4>(halved::<16, 8>(sums))));
-    let scale = 1.0 / sum;
-    for chunk in chunks {
-        *chunk = lanes(|i| chunk[i] * scale);
-    }
-}
-
 /// Sum of `exp(x - shift)`.
 #[inline(always)]
 pub(crate) fn exp_shifted_sum(x: &[f32], shift: f32) -> f32 {

@@ -23,7 +23,7 @@ pub use linear::Linear;
 pub(crate) use linear::project;
 pub use math::log_softmax_rows;
 pub(crate) use math::{
-    Once, axpy, dot, exp, exp_shifted_sum, inner_product, log_softmax_row, max_of, softmax_lanes, sum_of, vectorized,
+    Once, axpy, dot, exp, exp_shifted_sum, inner_product, log_softmax_row, max_of, sum_of, vectorized,
 };
 pub(crate) use matrix::Matrix;
 pub use matrix::multiplications;

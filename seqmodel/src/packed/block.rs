@@ -6,14 +6,12 @@
 //! the rows of several go through the products together.
 
 use super::aligned::Aligned;
+use super::attention::{LANES, OwnPath, Softmax};
 use super::crew::Team;
 use super::matrix::{Packed, Precision, Rows};
-use super::product::prefetch;
 use super::sink::{Into, Sink};
 use crate::Result;
-use crate::nn::{
-    Attention, AttentionShape, Block, Linear, RmsNorm, axpy, dot, exp, max_of, softmax_lanes, vectorized, with_values,
-};
+use crate::nn::{Attention, AttentionShape, Block, Linear, RmsNorm, dot, vectorized, with_values};
 use std::cell::RefCell;
 
 /// Norm in front of a projection, both as one matrix.
@@ -126,41 +124,56 @@ impl PackedBlock {
         2 * self.width()
     }
 
-    /// All positions of one history attend to each other, block after block: x (seq, dim), with the keys and values of the
-    /// block at hand in `memory`.
+    /// All positions of a history attend to each other, block after block: x (seq, dim), histories of so many numbers one after
+    /// the other, with the keys and values of what is at hand in `memory`. All of them go through a half of a block before any
+    /// goes through the next, so that its weights are fetched once.
     pub(crate) fn encode(
         blocks: &[Self],
         x: &mut [f32],
+        sizes: &[usize],
         bias: &Bias,
         memory: &mut PackedMemory,
         scratch: &mut Scratch,
         team: &Team,
     ) {
         for block in blocks {
-            let (dim, width) = (block.shape.dim, block.width());
-            let (seq, stride) = (x.len() / dim, 3 * width);
-            norm(x, dim, &mut scratch.normed);
-            scratch.projected.make_room(seq * stride);
-            let normed = Rows { data: &scratch.normed, stride: dim, count: seq };
-            block.query_key_value.product(normed, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
-            memory.fill(&scratch.projected, stride, width, block, team);
-            scratch.mixed.make_room(seq * width);
-            let queries = Rows { data: &scratch.projected, stride, count: seq };
-            memory.attend(
-                queries,
-                Some(bias),
-                &mut Sink::new(&mut scratch.mixed, width, Into::Place),
-                &block.shape,
-                team,
-            );
-            let mixed = Rows { data: &scratch.mixed, stride: width, count: seq };
-            block.output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
-            block.feed_forward(x, scratch, team);
+            let mut rest = &mut *x;
+            for x in sizes.iter().filter_map(|size| rest.split_off_mut(..*size)) {
+                block.self_attention(x, bias, memory, scratch, team);
+            }
+            let mut rest = &mut *x;
+            for x in sizes.iter().filter_map(|size| rest.split_off_mut(..*size)) {
+                block.feed_forward(x, scratch, team);
+            }
         }
     }
 
-    /// One new position of each beam: x (rows, dim), the rows of `shares` one after the other.
-    pub(crate) fn step(
+    /// The attention of a history to itself: x (seq, dim).
+    fn self_attention(
+        &self,
+        x: &mut [f32],
+        bias: &Bias,
+        memory: &mut PackedMemory,
+        scratch: &mut Scratch,
+        team: &Team,
+    ) {
+        let (dim, width) = (self.shape.dim, self.width());
+        let (seq, stride) = (x.len() / dim, 3 * width);
+        norm(x, dim, &mut scratch.normed);
+        scratch.projected.make_room(seq * stride);
+        let normed = Rows { data: &scratch.normed, stride: dim, count: seq };
+        self.query_key_value.product(normed, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
+        memory.fill(&scratch.projected, stride, width, self, team);
+        scratch.mixed.make_room(seq * width);
+        let queries = Rows { data: &scratch.projected, stride, count: seq };
+        let mut sink = Sink::new(&mut scratch.mixed, width, Into::Place);
+        memory.attend(queries, Some(bias), &mut sink, &self.shape, team);
+        let mixed = Rows { data: &scratch.mixed, stride: width, count: seq };
+        self.output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
+    }
+
+    /// The attention of beams at one new position each: x (rows, dim), the rows of `shares` one after the other.
+    pub(crate) fn attention(
         &self,
         x: &mut [f32],
         shares: &mut [Share],
@@ -189,10 +202,12 @@ impl PackedBlock {
                 (own, &projected[part * each * stride..], mixed)
             });
             // What this takes is not its multiplications, of which there are few.
-            team.each_of(parts, 64 * count * width, |(mut own, projected, mixed)| {
+            team.each_of(parts, 64 * count * width, |(share, projected, mixed)| {
                 SCORES.with_borrow_mut(|scores| {
-                    scores.make_room(steps + 1);
-                    vectorized!(self.own_path(projected, bias, &mut own, mixed, scores));
+                    let (heads, head_dim) = (self.shape.heads, self.shape.head_dim);
+                    scores.make_room(OwnPath::room(heads, steps + 1));
+                    let weights = scores;
+                    pulp::Arch::new().dispatch(OwnPath { heads, head_dim, bias, projected, share, mixed, weights });
                 });
             });
             first += count;
@@ -217,7 +232,6 @@ impl PackedBlock {
             let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
             output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
         }
-        self.feed_forward(x, scratch, team);
     }
 
     /// Keys and values of a history (seq, dim) for this block, in the memory of what was here before.
@@ -230,7 +244,7 @@ impl PackedBlock {
         memory.fill(&scratch.projected, stride, 0, self, team);
     }
 
-    fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch, team: &Team) {
+    pub(crate) fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch, team: &Team) {
         let (dim, hidden) = (self.shape.dim, self.inner.outputs());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
@@ -239,52 +253,6 @@ impl PackedBlock {
         self.inner.product(normed, &mut Sink::new(&mut scratch.hidden, hidden, Into::Relu), team);
         let hidden_rows = Rows { data: &scratch.hidden, stride: hidden, count: rows };
         self.outer.product(hidden_rows, &mut Sink::new(x, dim, Into::Sum), team);
-    }
-
-    /// Attention of each beam to its own few positions, of which the last is new; `weights` (steps so far + 1,) is room for
-    /// one row.
-    #[inline(always)]
-    fn own_path(
-        &self,
-        projected: &[f32],
-        bias: Option<&Bias>,
-        share: &mut Share,
-        mixed: &mut [f32],
-        weights: &mut [f32],
-    ) {
-        let (width, hd, steps) = (self.width(), self.shape.head_dim, share.past.len());
-        let rows = projected.chunks_exact(3 * width).zip(share.new.chunks_exact_mut(2 * width));
-        rows.for_each(|(row, new)| new.copy_from_slice(&row[width..]));
-        for (row, mixed) in mixed.chunks_exact_mut(width).enumerate() {
-            // The next beam's path lies anywhere, and is fetched while this one's is read.
-            let next = share.ancestors[(row + 1) * steps..].iter().take(steps);
-            for (past, ancestor) in share.past.iter().zip(next) {
-                let path = &past[*ancestor as usize * 2 * width..][..2 * width];
-                path.iter().step_by(LANES).for_each(|line| prefetch((&raw const *line).cast()));
-            }
-            let ancestors = &share.ancestors[row * steps..][..steps];
-            let at = |t: usize| match share.past.get(t) {
-                Some(past) => &past[ancestors[t] as usize * 2 * width..][..2 * width],
-                None => &share.new[row * 2 * width..][..2 * width],
-            };
-            for head in 0..self.shape.heads {
-                let query = &projected[row * 3 * width + head * hd..][..hd];
-                for (t, weight) in weights.iter_mut().enumerate() {
-                    *weight = dot(query, &at(t)[head * hd..][..hd]);
-                    if let Some(bias) = bias {
-                        *weight += bias.table[head * bias.distances + bias.zero + t - steps];
-                    }
-                }
-                let max = max_of(weights);
-                weights.iter_mut().for_each(|weight| *weight = exp(*weight - max));
-                let scale = 1.0 / weights.iter().sum::<f32>();
-                let mixed = &mut mixed[head * hd..][..hd];
-                mixed.fill(0.0);
-                for (t, weight) in weights.iter().enumerate() {
-                    axpy(mixed, weight * scale, &at(t)[width + head * hd..][..hd]);
-                }
-            }
-        }
     }
 }
 
@@ -341,26 +309,10 @@ impl Head {
         SCORES.with_borrow_mut(|scores| {
             scores.make_room(queries.count * stride);
             self.keys.product(queries, &mut Sink::new(scores, stride, Into::Place), &alone);
-            vectorized!(softmax(scores, seq, bias));
+            pulp::Arch::new().dispatch(Softmax { scores, seq, bias });
             let weights = Rows { data: scores, stride, count: queries.count };
             self.values.product(weights, mixed, &alone);
         });
-    }
-}
-
-/// Rows of scores are whole vectors: a few numbers behind the last position cost less than those that fill no vector.
-const LANES: usize = 16;
-
-/// Softmax of rows of `seq` scores, what `bias` says of their distances added before.
-#[inline(always)]
-fn softmax(scores: &mut [f32], seq: usize, bias: Option<(&[f32], usize)>) {
-    for (query, row) in scores.chunks_exact_mut(seq.next_multiple_of(LANES).max(1)).enumerate() {
-        let (positions, behind) = row.split_at_mut(seq);
-        behind.fill(f32::NEG_INFINITY);
-        if let Some((bias, zero)) = bias {
-            axpy(positions, 1.0, &bias[zero - query..][..seq]);
-        }
-        softmax_lanes(row);
     }
 }
 

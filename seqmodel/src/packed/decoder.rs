@@ -19,8 +19,12 @@ use std::sync::{Mutex, PoisonError};
 /// Most requests whose memory is kept.
 const SPARE: usize = 64;
 
-/// Most rows of several requests together: more do not make products faster, and need more room.
+/// Most rows of several requests that go through a product together: more do not make it faster, and need more room.
 const JOINED: usize = 96;
+
+/// Most groups of them, or histories, that a thread takes through each half of a block before the next: the weights it fetches
+/// serve all of them, and other threads can still take some.
+pub(crate) const TOGETHER: usize = 4;
 
 /// The packed weights of a decoder of codes.
 pub(crate) struct PackedDecoder {
@@ -46,83 +50,110 @@ impl PackedDecoder {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    /// What a request starts from: the `first` input (dim,) and what its history was encoded to, (seq, dim), if the
-    /// blocks read it.
-    pub(crate) fn start(&self, request: &mut Request, first: &[f32], encoded: Option<&[f32]>, team: &Team) {
-        request.begin(first, self.blocks.len());
-        let Some(states) = encoded else {
-            request.memory.clear();
-            return;
-        };
-        request.memory.resize_with(self.blocks.len(), PackedMemory::default);
+    /// Makes requests ready, each from a start of its own. All of them go through a block before any goes through the next, so
+    /// that its weights are fetched once.
+    pub(crate) fn start(&self, requests: &mut [Request], starts: &[Start], team: &Team) {
+        for (request, start) in requests.iter_mut().zip(starts) {
+            request.begin(start.first, self.blocks.len());
+            let memories = if start.encoded.is_some() { self.blocks.len() } else { 0 };
+            request.memory.resize_with(memories, PackedMemory::default);
+        }
         self.rooms.lend(1, |rooms| {
-            let memories = self.blocks.iter().zip(&mut request.memory);
-            memories.for_each(|(block, memory)| block.remember(states, memory, &mut rooms[0], team));
-        });
-    }
-
-    /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. They go through the
-    /// products together; where each thread of a team has enough of them, it takes them through all products by itself.
-    fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, team: &Team) {
-        let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
-        let parts = if rows >= ROWS * team.threads() { team.threads() } else { 1 };
-        let each = rows.div_ceil(parts).max(1);
-        self.rooms.lend(parts, |rooms| {
-            let mut x = std::mem::take(&mut rooms[0].x);
-            x.clear();
-            tasks.iter_mut().for_each(|task| self.begin(task, level, &mut x));
-            // Shares of each part, block by block.
-            let mut shares: Vec<Vec<Vec<Share>>> = Vec::new();
-            shares.resize_with(parts, || self.blocks.iter().map(|_| Vec::new()).collect());
-            for task in tasks {
-                let Request { memory, past, ancestors, .. } = &mut *task.request;
-                for (layer, (block, past)) in self.blocks.iter().zip(past).enumerate() {
-                    let width = block.key_value_width();
-                    if past.len() == level {
-                        past.push(Vec::new());
-                    }
-                    let (past, now) = past.split_at_mut(level);
-                    now[0].resize(task.codes.len() * width, 0.0);
-                    for (part, new) in now[0].chunks_mut(each * width).enumerate() {
-                        let ancestors = &ancestors[part * each * level..][..new.len() / width * level];
-                        shares[part][layer].push(Share { new, past, ancestors, memory: memory.get(layer) });
+            for (at, block) in self.blocks.iter().enumerate() {
+                for (request, start) in requests.iter_mut().zip(starts) {
+                    if let Some((memory, states)) = request.memory.get_mut(at).zip(start.encoded) {
+                        block.remember(states, memory, &mut rooms[0], team);
                     }
                 }
             }
+        });
+    }
+
+    /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. Some of them go through
+    /// the products together; where each thread of a team has enough, it takes its own through all products by itself.
+    fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, team: &Team) {
+        let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
+        let widest = tasks.iter().map(|task| task.codes.len()).max().unwrap_or(0).max(1);
+        let threads = team.threads();
+        let each = match threads {
+            1 => widest * (JOINED / widest).max(1),
+            _ if rows >= ROWS * threads => rows.div_ceil(threads),
+            _ => rows.max(1),
+        };
+        self.rooms.lend(threads, |rooms| {
+            let mut x = std::mem::take(&mut rooms[0].x);
+            x.clear();
+            tasks.iter_mut().for_each(|task| self.begin(task, level, &mut x));
             let classes = self.heads[level].outputs();
-            let outs = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
-            let parted = outs.zip(shares).zip(&mut *rooms);
-            if parts == 1 {
-                parted.for_each(|(((x, out), mut shares), room)| self.step(x, out, level, &mut shares, room, team));
+            let parts = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
+            let shares = self.shares(tasks, level, each);
+            let groups = parts.zip(shares).map(|((x, log_probs), shares)| Group { x, shares, log_probs });
+            let mut groups: Vec<_> = groups.collect();
+            if threads == 1 || groups.len() == 1 {
+                self.step(&mut groups, level, &mut rooms[0], team);
             } else {
-                team.each_of(parted, usize::MAX, |(((x, out), mut shares), room)| {
-                    self.step(x, out, level, &mut shares, room, &Team::alone());
+                team.each_of(groups.iter_mut().zip(&mut *rooms), usize::MAX, |(group, room)| {
+                    self.step(std::slice::from_mut(group), level, room, &Team::alone());
                 });
             }
+            drop(groups);
             rooms[0].x = x;
         });
     }
 
-    /// A step of all blocks: x (rows, dim) -> log-probabilities (rows, codes) of `level`.
-    fn step(
-        &self,
-        x: &mut [f32],
-        log_probs: &mut [f32],
-        level: usize,
-        shares: &mut [Vec<Share>],
-        room: &mut Scratch,
-        team: &Team,
-    ) {
-        for (block, shares) in self.blocks.iter().zip(shares) {
-            block.step(x, shares, self.bias.as_ref(), room, team);
+    /// What the requests of each group have at a step, block by block, where `each` rows are a group.
+    fn shares<'a>(&self, tasks: &'a mut [Task], level: usize, each: usize) -> Vec<Vec<Vec<Share<'a>>>> {
+        let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
+        let mut shares: Vec<Vec<Vec<Share>>> = Vec::new();
+        shares.resize_with(rows.div_ceil(each), || self.blocks.iter().map(|_| Vec::new()).collect());
+        let mut first = 0;
+        for task in tasks {
+            let Request { memory, past, ancestors, .. } = &mut *task.request;
+            for (layer, (block, past)) in self.blocks.iter().zip(past).enumerate() {
+                let width = block.key_value_width();
+                if past.len() == level {
+                    past.push(Vec::new());
+                }
+                let (past, now) = past.split_at_mut(level);
+                now[0].resize(task.codes.len() * width, 0.0);
+                let (mut new, mut ancestors, mut row) = (&mut now[0][..], &ancestors[..], first);
+                while !new.is_empty() {
+                    let count = (each - row % each).min(new.len() / width);
+                    let share = Share {
+                        new: new.split_off_mut(..count * width).unwrap_or_default(),
+                        past,
+                        ancestors: ancestors.split_off(..count * level).unwrap_or_default(),
+                        memory: memory.get(layer),
+                    };
+                    shares[row / each][layer].push(share);
+                    row += count;
+                }
+            }
+            first += task.codes.len();
         }
-        norm(x, self.dim, &mut room.normed);
-        let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
+        shares
+    }
+
+    /// A step of all blocks. All groups go through a half of a block before any goes through the next, so that its weights are
+    /// fetched once.
+    fn step(&self, groups: &mut [Group], level: usize, room: &mut Scratch, team: &Team) {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            for Group { x, shares, .. } in &mut *groups {
+                block.attention(x, &mut shares[layer], self.bias.as_ref(), room, team);
+            }
+            for Group { x, .. } in &mut *groups {
+                block.feed_forward(x, room, team);
+            }
+        }
         let classes = self.heads[level].outputs();
-        self.heads[level].product(normed, &mut Sink::new(log_probs, classes, Into::Place), team);
-        // To find an exponent takes as long as some multiplications.
-        let work = 16 * log_probs.len();
-        team.each_of(log_probs.chunks_exact_mut(classes), work, log_softmax_row);
+        for Group { x, log_probs, .. } in groups {
+            norm(x, self.dim, &mut room.normed);
+            let normed = Rows { data: &room.normed, stride: self.dim, count: x.len() / self.dim };
+            self.heads[level].product(normed, &mut Sink::new(log_probs, classes, Into::Place), team);
+            // To find an exponent takes as long as some multiplications.
+            let work = 16 * log_probs.len();
+            team.each_of(log_probs.chunks_exact_mut(classes), work, log_softmax_row);
+        }
     }
 
     /// Takes up the beams of a step; their inputs go behind `x`.
@@ -164,6 +195,14 @@ impl Rooms {
     }
 }
 
+/// What a request starts from.
+pub(crate) struct Start<'a> {
+    /// Its first input, (dim,).
+    pub(crate) first: &'a [f32],
+    /// What its history was encoded to, (seq, dim), if the blocks read it.
+    pub(crate) encoded: Option<&'a [f32]>,
+}
+
 /// What one request keeps between steps.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
@@ -193,6 +232,16 @@ pub struct PackedSession<'a> {
     requests: Vec<Request>,
     /// Rows of each request at the last step.
     before: Vec<Range<usize>>,
+}
+
+/// Rows that go through the products of a step together.
+struct Group<'a> {
+    /// (rows, dim).
+    x: &'a mut [f32],
+    /// Of their requests, block by block.
+    shares: Vec<Vec<Share<'a>>>,
+    /// (rows, codes).
+    log_probs: &'a mut [f32],
 }
 
 /// One request's share of a step.
@@ -234,11 +283,11 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
             decoder.advance(&mut tasks, &mut data, level, &decoder.crew.call());
         } else {
             let widest = ranges.iter().map(Range::len).max().unwrap_or(0);
-            let groups = groups(tasks.len(), widest, rayon::current_num_threads());
+            let parts = parts(tasks.len(), widest, rayon::current_num_threads());
             let (mut tasks, mut rest) = (tasks.as_mut_slice(), data.as_mut_slice());
-            let parts = groups.map(|group| {
-                let rows: usize = ranges[group.clone()].iter().map(Range::len).sum();
-                let part = tasks.split_off_mut(..group.len()).unwrap_or_default();
+            let parts = parts.map(|part| {
+                let rows: usize = ranges[part.clone()].iter().map(Range::len).sum();
+                let part = tasks.split_off_mut(..part.len()).unwrap_or_default();
                 (part, rest.split_off_mut(..rows * width).unwrap_or_default())
             });
             on_threads(parts, |(tasks, log_probs)| decoder.advance(tasks, log_probs, level, &Team::alone()));
@@ -248,11 +297,11 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
     }
 }
 
-/// Requests of at most `widest` rows that step together, as even as can be among `threads`.
-fn groups(requests: usize, widest: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
-    let least = requests.div_ceil((JOINED / widest.max(1)).max(1));
+/// Requests of at most `widest` rows that a thread steps with, as even as can be among `threads`.
+fn parts(requests: usize, widest: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let least = requests.div_ceil((TOGETHER * JOINED / widest.max(1)).max(1));
     let of = least.next_multiple_of(threads.max(1)).min(requests);
-    (0..of).map(move |group| group * requests / of..(group + 1) * requests / of)
+    (0..of).map(move |part| part * requests / of..(part + 1) * requests / of)
 }
 
 /// Codes of `level`.
@@ -269,14 +318,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_take_every_request_and_keep_within_bounds() {
+    fn parts_take_every_request_and_keep_within_bounds() {
         for requests in 0..70 {
             for widest in [0, 1, 10, 30, 50, 96, 97, 1000] {
                 for threads in 1..5 {
-                    let groups: Vec<_> = groups(requests, widest, threads).collect();
-                    assert_eq!(groups.iter().cloned().flatten().collect::<Vec<_>>(), (0..requests).collect::<Vec<_>>());
-                    assert!(groups.iter().all(|group| group.len() * widest <= JOINED.max(widest)));
-                    assert!(groups.len() >= threads.min(requests));
+                    let parts: Vec<_> = parts(requests, widest, threads).collect();
+                    assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..requests).collect::<Vec<_>>());
+                    assert!(parts.iter().all(|part| part.len() * widest <= (TOGETHER * JOINED).max(widest)));
+                    assert!(parts.len() >= threads.min(requests));
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! Each model packs itself beside its plain session on tensors, which stays the reference.
 
 mod aligned;
+mod attention;
 mod block;
 mod bytes;
 mod crew;
@@ -21,6 +22,6 @@ pub(crate) use aligned::Aligned;
 pub(crate) use block::{Bias, PackedBlock, norm};
 pub(crate) use crew::{Crew, Team, on_threads};
 pub use decoder::PackedSession;
-pub(crate) use decoder::{PackedDecoder, Request, Rooms};
+pub(crate) use decoder::{PackedDecoder, Request, Rooms, Start, TOGETHER};
 pub(crate) use matrix::Packed;
 pub use matrix::Precision;

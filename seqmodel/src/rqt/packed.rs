@@ -6,7 +6,7 @@
 use super::{Encoded, Rqt};
 use crate::history_cache::HistoryCache;
 use crate::nn::{Keys, with_values};
-use crate::packed::{Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Rooms, Team};
+use crate::packed::{Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Rooms, Start, Team};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use rqvae::ItemIdx;
@@ -123,12 +123,12 @@ impl PackedRqt {
         };
         let each = memory.len() / requests.max(1);
         let mut started: Vec<_> = (0..requests).map(|_| self.decoder.take_request()).collect();
-        let firsts = first.chunks_exact(dim).zip(&mut started).enumerate();
-        firsts.for_each(|(at, (first, request))| {
+        let starts = first.chunks_exact(dim).enumerate().map(|(at, first)| {
             // Positions behind the end of a history are not there.
             let encoded = lengths.map(|lengths| &memory[at * each..][..lengths[at] as usize * dim]);
-            self.decoder.start(request, first, encoded, &Team::alone());
+            Start { first, encoded }
         });
+        self.decoder.start(&mut started, &starts.collect::<Vec<_>>(), &Team::alone());
         Ok(PackedSession::new(&self.decoder, started))
     }
 }

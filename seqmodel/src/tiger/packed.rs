@@ -9,8 +9,8 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Aligned, Bias, Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, Team, norm,
-    on_threads,
+    Aligned, Bias, Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, Start, TOGETHER,
+    Team, norm, on_threads,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -101,11 +101,12 @@ impl PackedTiger {
     /// A decoding run over `histories`, which must not be empty.
     pub fn session(&self, histories: &[History]) -> PackedSession<'_> {
         let mut requests: Vec<_> = histories.iter().map(|_| self.decoder.take_request()).collect();
-        if let ([history], [request]) = (histories, &mut requests[..]) {
-            self.encode(*history, request, &self.decoder.crew.call());
+        if histories.len() == 1 {
+            self.encode(histories, &mut requests, &self.decoder.crew.call());
         } else {
-            on_threads(histories.iter().zip(&mut requests), |(history, request)| {
-                self.encode(*history, request, &Team::alone());
+            let each = histories.len().div_ceil(rayon::current_num_threads()).clamp(1, TOGETHER);
+            on_threads(histories.chunks(each).zip(requests.chunks_mut(each)), |(histories, requests)| {
+                self.encode(histories, requests, &Team::alone());
             });
         }
         PackedSession::new(&self.decoder, requests)
@@ -115,35 +116,48 @@ impl PackedTiger {
         &self.decoder.codes[token * self.dim..][..self.dim]
     }
 
-    /// Finds or reads a history, with the help of `team`, and makes `request` ready to decode.
-    fn encode(&self, history: History, request: &mut Request, team: &Team) {
-        let tokens = self.model.history_tokens(history);
-        let kept = self.cache.as_ref().and_then(|cache| cache.get(&tokens));
-        let states = kept.unwrap_or_else(|| {
-            let states = self.read(&tokens, team);
-            if let Some(cache) = &self.cache {
-                cache.put(&tokens, Arc::clone(&states));
-            }
-            states
-        });
-        self.decoder.start(request, self.row(self.model.start_row()), Some(&states), team);
+    /// Finds or reads histories, with the help of `team`, and makes their requests ready to decode.
+    fn encode(&self, histories: &[History], requests: &mut [Request], team: &Team) {
+        let tokens: Vec<_> = histories.iter().map(|history| self.model.history_tokens(*history)).collect();
+        let kept = |tokens| self.cache.as_ref().and_then(|cache| cache.get(tokens));
+        let kept: Vec<_> = tokens.iter().map(|tokens| kept(tokens)).collect();
+        let unread = tokens.iter().zip(&kept).filter(|(_, kept)| kept.is_none());
+        let mut read = self.read(&unread.map(|(tokens, _)| &**tokens).collect::<Vec<_>>(), team).into_iter();
+        let states: Vec<_> = kept
+            .into_iter()
+            .zip(&tokens)
+            .filter_map(|(kept, tokens)| {
+                kept.or_else(|| {
+                    let states = read.next()?;
+                    if let Some(cache) = &self.cache {
+                        cache.put(tokens, Arc::clone(&states));
+                    }
+                    Some(states)
+                })
+            })
+            .collect();
+        let first = self.row(self.model.start_row());
+        let starts: Vec<_> = states.iter().map(|states| Start { first, encoded: Some(states) }).collect();
+        self.decoder.start(requests, &starts, team);
     }
 
-    /// States of a history: (tokens,) -> (tokens, dim).
-    fn read(&self, tokens: &[u32], team: &Team) -> Arc<[f32]> {
+    /// States of some histories, each (tokens,) -> (tokens, dim).
+    fn read(&self, histories: &[&[u32]], team: &Team) -> Vec<Arc<[f32]>> {
         self.decoder.rooms.lend(1, |rooms| {
             let room = &mut rooms[0];
             let (mut x, mut memory) = (std::mem::take(&mut room.x), std::mem::take(&mut room.memory));
             x.clear();
-            tokens.iter().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
-            PackedBlock::encode(&self.encoder, &mut x, &self.encoder_bias, &mut memory, room, team);
+            histories.iter().copied().flatten().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
+            let sizes: Vec<_> = histories.iter().map(|tokens| tokens.len() * self.dim).collect();
+            PackedBlock::encode(&self.encoder, &mut x, &sizes, &self.encoder_bias, &mut memory, room, team);
             let mut states = Aligned::default();
             norm(&x, self.dim, &mut states);
             for row in states.chunks_exact_mut(self.dim) {
                 row.iter_mut().zip(&self.encoder_norm).for_each(|(x, scale)| *x *= scale);
             }
             (room.x, room.memory) = (x, memory);
-            Arc::from(&*states)
+            let mut states = &*states;
+            sizes.iter().map(|size| Arc::from(states.split_off(..*size).unwrap_or_default())).collect()
         })
     }
 }
