@@ -12,7 +12,7 @@ use pulp::{Simd, WithSimd};
 pub(super) const LANES: usize = 16;
 
 /// Rows that take a step together.
-const TOGETHER: usize = 16;
+const ROWS: usize = 16;
 
 /// Exponential of numbers that are not above 0: relative error below 4e-7, 0 below -87 (Cephes' polynomial, as
 /// [`exp`](crate::nn::exp), whose bits it need not have).
@@ -52,11 +52,11 @@ impl WithSimd for Softmax<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { scores, seq, bias } = self;
         let width = seq.next_multiple_of(LANES).max(1);
-        for (block, scores) in scores.chunks_mut(TOGETHER * width).enumerate() {
-            let (mut most, mut scales) = ([simd.splat_f32s(0.0); TOGETHER], [simd.splat_f32s(0.0); TOGETHER]);
+        for (block, scores) in scores.chunks_mut(ROWS * width).enumerate() {
+            let (mut most, mut scales) = ([simd.splat_f32s(0.0); ROWS], [simd.splat_f32s(0.0); ROWS]);
             for (at, row) in scores.chunks_exact_mut(width).enumerate() {
                 if let Some((bias, zero)) = bias {
-                    let bias = &bias[zero - (block * TOGETHER + at)..][..seq];
+                    let bias = &bias[zero - (block * ROWS + at)..][..seq];
                     let ((scores, rest), (bias, rest_of_bias)) = (S::as_mut_simd_f32s(row), S::as_simd_f32s(bias));
                     for (score, bias) in scores.iter_mut().zip(bias) {
                         *score = simd.add_f32s(*score, *bias);
@@ -102,7 +102,7 @@ pub(super) struct OwnPath<'a, 'b> {
     pub(super) share: Share<'b>,
     /// (rows, heads * `head_dim`).
     pub(super) mixed: &'a mut [f32],
-    /// Room for [`OwnPath::room`] numbers.
+    /// Room for exactly [`OwnPath::room`] numbers.
     pub(super) weights: &'a mut [f32],
 }
 

@@ -48,7 +48,7 @@ struct Head {
     values: Packed,
 }
 
-/// A request's beams at a step of a block.
+/// Beams of a request at a step of a block, all or some.
 pub(crate) struct Share<'a> {
     /// Their keys and values, (rows, key, value), which the step fills in.
     pub(crate) new: &'a mut [f32],
@@ -64,7 +64,7 @@ pub(crate) struct Share<'a> {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
     pub(crate) x: Aligned<f32>,
-    /// Keys and values of the block of an encoder that is at hand.
+    /// Keys and values of the history at hand in the block of an encoder that is at hand.
     pub(crate) memory: PackedMemory,
     pub(super) normed: Aligned<f32>,
     projected: Aligned<f32>,

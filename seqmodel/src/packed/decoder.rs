@@ -1,5 +1,5 @@
-//! Decoding with packed weights: some requests a thread, whose beams go through the products together, or one that comes
-//! alone with the help of threads that have nothing else to do; keys and values that never move.
+//! Decoding with packed weights: some requests a thread, groups of whose beams go through the products together, or one that
+//! comes alone with the help of threads that have nothing else to do; keys and values that never move.
 //!
 //! Keys and values of what was encoded are kept once per request and read by all its beams; those of a beam's own path
 //! stay where the steps left them and are read through the ancestor table. Buffers grow to the widest step and stay, also
@@ -24,7 +24,7 @@ const JOINED: usize = 96;
 
 /// Most groups of them, or histories, that a thread takes through each half of a block before the next: the weights it fetches
 /// serve all of them, and other threads can still take some.
-pub(crate) const TOGETHER: usize = 4;
+const TOGETHER: usize = 4;
 
 /// The packed weights of a decoder of codes.
 pub(crate) struct PackedDecoder {
@@ -72,24 +72,21 @@ impl PackedDecoder {
     /// Log-probabilities of `level` for the beams of `tasks`, (rows of all, codes), into `log_probs`. Some of them go through
     /// the products together; where each thread of a team has enough, it takes its own through all products by itself.
     fn advance(&self, tasks: &mut [Task], log_probs: &mut [f32], level: usize, team: &Team) {
-        let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
-        let widest = tasks.iter().map(|task| task.codes.len()).max().unwrap_or(0).max(1);
-        let threads = team.threads();
-        let each = match threads {
-            1 => widest * (JOINED / widest).max(1),
-            _ if rows >= ROWS * threads => rows.div_ceil(threads),
-            _ => rows.max(1),
-        };
-        self.rooms.lend(threads, |rooms| {
+        let sizes = sizes(tasks, team.threads());
+        let rooms = if team.threads() == 1 { 1 } else { sizes.len().max(1) };
+        self.rooms.lend(rooms, |rooms| {
             let mut x = std::mem::take(&mut rooms[0].x);
             x.clear();
             tasks.iter_mut().for_each(|task| self.begin(task, level, &mut x));
             let classes = self.heads[level].outputs();
-            let parts = x.chunks_mut(each * self.dim).zip(log_probs.chunks_mut(each * classes));
-            let shares = self.shares(tasks, level, each);
-            let groups = parts.zip(shares).map(|((x, log_probs), shares)| Group { x, shares, log_probs });
+            let (mut x_left, mut log_probs) = (&mut x[..], log_probs);
+            let groups = sizes.iter().zip(self.shares(tasks, level, &sizes)).map(|(rows, shares)| Group {
+                x: x_left.split_off_mut(..rows * self.dim).unwrap_or_default(),
+                shares,
+                log_probs: log_probs.split_off_mut(..rows * classes).unwrap_or_default(),
+            });
             let mut groups: Vec<_> = groups.collect();
-            if threads == 1 || groups.len() == 1 {
+            if rooms.len() == 1 {
                 self.step(&mut groups, level, &mut rooms[0], team);
             } else {
                 team.each_of(groups.iter_mut().zip(&mut *rooms), usize::MAX, |(group, room)| {
@@ -101,13 +98,23 @@ impl PackedDecoder {
         });
     }
 
-    /// What the requests of each group have at a step, block by block, where `each` rows are a group.
-    fn shares<'a>(&self, tasks: &'a mut [Task], level: usize, each: usize) -> Vec<Vec<Vec<Share<'a>>>> {
-        let rows: usize = tasks.iter().map(|task| task.codes.len()).sum();
+    /// What the requests of groups of so many rows have at a step, block by block.
+    fn shares<'a>(&self, tasks: &'a mut [Task], level: usize, sizes: &[usize]) -> Vec<Vec<Vec<Share<'a>>>> {
         let mut shares: Vec<Vec<Vec<Share>>> = Vec::new();
-        shares.resize_with(rows.div_ceil(each), || self.blocks.iter().map(|_| Vec::new()).collect());
-        let mut first = 0;
+        shares.resize_with(sizes.len(), || self.blocks.iter().map(|_| Vec::new()).collect());
+        let mut left = sizes.iter().copied().enumerate();
+        let mut group = left.next().unwrap_or_default();
         for task in tasks {
+            // Groups that have some of its rows, and how many.
+            let (mut rows, mut cuts) = (task.codes.len(), Vec::new());
+            while rows > 0 {
+                let count = rows.min(group.1);
+                cuts.push((group.0, count));
+                (rows, group.1) = (rows - count, group.1 - count);
+                if group.1 == 0 {
+                    group = left.next().unwrap_or((group.0, rows));
+                }
+            }
             let Request { memory, past, ancestors, .. } = &mut *task.request;
             for (layer, (block, past)) in self.blocks.iter().zip(past).enumerate() {
                 let width = block.key_value_width();
@@ -116,20 +123,13 @@ impl PackedDecoder {
                 }
                 let (past, now) = past.split_at_mut(level);
                 now[0].resize(task.codes.len() * width, 0.0);
-                let (mut new, mut ancestors, mut row) = (&mut now[0][..], &ancestors[..], first);
-                while !new.is_empty() {
-                    let count = (each - row % each).min(new.len() / width);
-                    let share = Share {
-                        new: new.split_off_mut(..count * width).unwrap_or_default(),
-                        past,
-                        ancestors: ancestors.split_off(..count * level).unwrap_or_default(),
-                        memory: memory.get(layer),
-                    };
-                    shares[row / each][layer].push(share);
-                    row += count;
+                let (mut new, mut ancestors) = (&mut now[0][..], &ancestors[..]);
+                for (group, count) in &cuts {
+                    let new = new.split_off_mut(..count * width).unwrap_or_default();
+                    let ancestors = ancestors.split_off(..count * level).unwrap_or_default();
+                    shares[*group][layer].push(Share { new, past, ancestors, memory: memory.get(layer) });
                 }
             }
-            first += task.codes.len();
         }
         shares
     }
@@ -297,9 +297,37 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
     }
 }
 
+/// Requests of at most so many rows that are a group.
+fn joined(widest: usize) -> usize {
+    (JOINED / widest.max(1)).max(1)
+}
+
+/// Rows of the groups of a step: those of some whole requests, or of a part of one for each thread of a team.
+fn sizes(tasks: &[Task], threads: usize) -> Vec<usize> {
+    let rows = |tasks: &[Task]| tasks.iter().map(|task| task.codes.len()).sum();
+    let all: usize = rows(tasks);
+    let mut sizes: Vec<usize> = match threads {
+        1 => {
+            let widest = tasks.iter().map(|task| task.codes.len()).max().unwrap_or(0);
+            tasks.chunks(joined(widest)).map(rows).collect()
+        }
+        _ if all >= ROWS * threads => {
+            (0..threads).map(|part| (part + 1) * all / threads - part * all / threads).collect()
+        }
+        _ => vec![all],
+    };
+    sizes.retain(|rows| *rows > 0);
+    sizes
+}
+
+/// Histories that a thread reads, as even as can be among `threads`.
+pub(crate) fn readers(histories: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    parts(histories, JOINED, threads)
+}
+
 /// Requests of at most `widest` rows that a thread steps with, as even as can be among `threads`.
 fn parts(requests: usize, widest: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
-    let least = requests.div_ceil((TOGETHER * JOINED / widest.max(1)).max(1));
+    let least = requests.div_ceil(TOGETHER * joined(widest));
     let of = least.next_multiple_of(threads.max(1)).min(requests);
     (0..of).map(move |part| part * requests / of..(part + 1) * requests / of)
 }
@@ -324,7 +352,7 @@ mod tests {
                 for threads in 1..5 {
                     let parts: Vec<_> = parts(requests, widest, threads).collect();
                     assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..requests).collect::<Vec<_>>());
-                    assert!(parts.iter().all(|part| part.len() * widest <= (TOGETHER * JOINED).max(widest)));
+                    assert!(parts.iter().all(|part| part.len() <= TOGETHER * joined(widest)));
                     assert!(parts.len() >= threads.min(requests));
                 }
             }

@@ -283,7 +283,8 @@ mod x86 {
                 }
                 let (row, column) = (tile * SIDE, panel * PANEL);
                 let count = if two { 2 * SIDE } else { SIDE }.min(rounded.rows - row);
-                for half in 0..2 {
+                let filled = (this.outputs - column).div_ceil(SIDE).min(2);
+                for half in 0..filled {
                     let mut places = out.block(row, count, column + half * SIDE, this.outputs);
                     for at in 0..count {
                         places.put(at, bytemuck::must_cast(sums.0[half][at]));

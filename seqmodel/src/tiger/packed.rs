@@ -9,8 +9,8 @@ use crate::data::History;
 use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
-    Aligned, Bias, Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, Start, TOGETHER,
-    Team, norm, on_threads,
+    Aligned, Bias, Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, Start, Team,
+    norm, on_threads, readers,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -104,8 +104,12 @@ impl PackedTiger {
         if histories.len() == 1 {
             self.encode(histories, &mut requests, &self.decoder.crew.call());
         } else {
-            let each = histories.len().div_ceil(rayon::current_num_threads()).clamp(1, TOGETHER);
-            on_threads(histories.chunks(each).zip(requests.chunks_mut(each)), |(histories, requests)| {
+            let mut rest = &mut requests[..];
+            let parts = readers(histories.len(), rayon::current_num_threads()).map(|part| {
+                let requests = rest.split_off_mut(..part.len()).unwrap_or_default();
+                (&histories[part], requests)
+            });
+            on_threads(parts, |(histories, requests)| {
                 self.encode(histories, requests, &Team::alone());
             });
         }
@@ -116,7 +120,8 @@ impl PackedTiger {
         &self.decoder.codes[token * self.dim..][..self.dim]
     }
 
-    /// Finds or reads histories, with the help of `team`, and makes their requests ready to decode.
+    /// Finds or reads histories, with the help of `team`, and makes their requests ready to decode. Those that are the same are
+    /// all read where none was kept before.
     fn encode(&self, histories: &[History], requests: &mut [Request], team: &Team) {
         let tokens: Vec<_> = histories.iter().map(|history| self.model.history_tokens(*history)).collect();
         let kept = |tokens| self.cache.as_ref().and_then(|cache| cache.get(tokens));
@@ -311,16 +316,18 @@ mod tests {
                 let run = |history| run(packed, &trie, std::slice::from_ref(history), width).remove(0);
                 histories.iter().map(run).collect()
             };
-            // Seven, three or one of them step together, the last ones as they come.
+            // Seven, three or one of them go through products together, the last ones as they come, and some such groups through
+            // halves of blocks.
             for width in [13, 30, 100] {
                 let expected = alone(&mut packed, 1, width);
                 assert!(expected.iter().all(|list| list.len() == width));
                 for threads in 2..=4 {
                     assert_eq!(alone(&mut packed, threads, width), expected);
                 }
-                for batch in [2, 9, 29] {
-                    let found: Vec<_> = histories.chunks(batch).flat_map(|h| run(&packed, &trie, h, width)).collect();
-                    assert_eq!(found, expected);
+                for (batch, threads) in [(2, 1), (9, 2), (29, 1), (29, 2)] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let run = |histories| pool.install(|| run(&packed, &trie, histories, width));
+                    assert_eq!(histories.chunks(batch).flat_map(run).collect::<Vec<_>>(), expected);
                 }
             }
         }

@@ -37,6 +37,9 @@ impl Block<'_> {
     #[inline]
     pub(in crate::packed) fn put(&mut self, row: usize, numbers: __m512) {
         assert!(row < self.rows, "a block has no such row");
+        if self.width == 0 {
+            return;
+        }
         // SAFETY: who made the block has seen that they are there; nobody else touches them.
         #[expect(unsafe_code, reason = "places of several threads, some of each row")]
         let places = unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.width) };
