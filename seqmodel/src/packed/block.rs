@@ -8,7 +8,7 @@
 use super::aligned::Aligned;
 use super::attention::{LANES, OwnPath, Softmax};
 use super::crew::Team;
-use super::matrix::{Packed, Precision, Rows};
+use super::matrix::{Packed, Precision, Rows, groups};
 use super::sink::{Into, Sink};
 use crate::Result;
 use crate::nn::{Attention, AttentionShape, Block, Linear, RmsNorm, dot, vectorized, with_values};
@@ -80,12 +80,34 @@ thread_local! {
 /// Fewest queries that a thread attends for.
 const QUERIES: usize = 16;
 
+/// Most rows of histories that go through products together.
+const SEQS: usize = 96;
+
 /// Additions to attention scores: (heads, distances), the distance 0 at `zero`, keys behind the query to its right.
 #[derive(Debug, Clone)]
 pub(crate) struct Bias {
     pub(crate) table: Vec<f32>,
     pub(crate) distances: usize,
     pub(crate) zero: usize,
+}
+
+/// How far apart rows of so many numbers lie: an odd number of lines of a cache, so that numbers below each other do not compete
+/// for the same places in it.
+fn apart(numbers: usize) -> usize {
+    LANES * (numbers.div_ceil(LANES) | 1)
+}
+
+/// Histories that go through products together, which fills tiles and fetches weights once: some of together at most
+/// [`SEQS`] rows, or a longer one. From `seqs`, the rows of each.
+fn joined(mut seqs: &[usize]) -> impl Iterator<Item = &[usize]> {
+    std::iter::from_fn(move || {
+        let mut rows = 0;
+        let fit = seqs.iter().take_while(|seq| {
+            rows += **seq;
+            rows <= SEQS
+        });
+        seqs.split_off(..fit.count().max(1))
+    })
 }
 
 impl PackedBlock {
@@ -124,51 +146,59 @@ impl PackedBlock {
         2 * self.width()
     }
 
-    /// All positions of a history attend to each other, block after block: x (seq, dim), histories of so many numbers one after
-    /// the other, with the keys and values of what is at hand in `memory`. All of them go through a half of a block before any
-    /// goes through the next, so that its weights are fetched once.
+    /// All positions of each history attend to each other, block after block: x (seq of all, dim), histories of so many rows one
+    /// after the other, with the keys and values of what is at hand in `memory`. All of them go through a half of a block before
+    /// any goes through the next, so that its weights are fetched once.
     pub(crate) fn encode(
         blocks: &[Self],
         x: &mut [f32],
-        sizes: &[usize],
+        seqs: &[usize],
         bias: &Bias,
         memory: &mut PackedMemory,
         scratch: &mut Scratch,
         team: &Team,
     ) {
         for block in blocks {
+            let dim = block.shape.dim;
             let mut rest = &mut *x;
-            for x in sizes.iter().filter_map(|size| rest.split_off_mut(..*size)) {
-                block.self_attention(x, bias, memory, scratch, team);
+            for seqs in joined(seqs) {
+                let x = rest.split_off_mut(..seqs.iter().sum::<usize>() * dim).unwrap_or_default();
+                block.self_attention(x, seqs, bias, memory, scratch, team);
             }
+            let groups = groups(x.len() / dim, team.threads());
             let mut rest = &mut *x;
-            for x in sizes.iter().filter_map(|size| rest.split_off_mut(..*size)) {
-                block.feed_forward(x, scratch, team);
+            for rows in groups {
+                block.feed_forward(rest.split_off_mut(..rows * dim).unwrap_or_default(), scratch, team);
             }
         }
     }
 
-    /// The attention of a history to itself: x (seq, dim).
+    /// The attention of some histories, each to itself: x (seq of all, dim).
     fn self_attention(
         &self,
         x: &mut [f32],
+        seqs: &[usize],
         bias: &Bias,
         memory: &mut PackedMemory,
         scratch: &mut Scratch,
         team: &Team,
     ) {
         let (dim, width) = (self.shape.dim, self.width());
-        let (seq, stride) = (x.len() / dim, 3 * width);
+        let (rows, stride) = (x.len() / dim, apart(3 * width));
         norm(x, dim, &mut scratch.normed);
-        scratch.projected.make_room(seq * stride);
-        let normed = Rows { data: &scratch.normed, stride: dim, count: seq };
+        scratch.projected.make_room(rows * stride);
+        let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
         self.query_key_value.product(normed, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
-        memory.fill(&scratch.projected, stride, width, self, team);
-        scratch.mixed.make_room(seq * width);
-        let queries = Rows { data: &scratch.projected, stride, count: seq };
-        let mut sink = Sink::new(&mut scratch.mixed, width, Into::Place);
-        memory.attend(queries, Some(bias), &mut sink, &self.shape, team);
-        let mixed = Rows { data: &scratch.mixed, stride: width, count: seq };
+        scratch.mixed.make_room(rows * width);
+        let (mut projected, mut mixed) = (&scratch.projected[..], &mut scratch.mixed[..]);
+        for seq in seqs {
+            let projected = projected.split_off(..seq * stride).unwrap_or_default();
+            let mixed = mixed.split_off_mut(..seq * width).unwrap_or_default();
+            memory.fill(projected, stride, width, self, team);
+            let queries = Rows { data: projected, stride, count: *seq };
+            memory.attend(queries, Some(bias), &mut Sink::new(mixed, width, Into::Place), &self.shape, team);
+        }
+        let mixed = Rows { data: &scratch.mixed, stride: width, count: rows };
         self.output.product(mixed, &mut Sink::new(x, dim, Into::Sum), team);
     }
 
@@ -234,24 +264,40 @@ impl PackedBlock {
         }
     }
 
-    /// Keys and values of a history (seq, dim) for this block, in the memory of what was here before.
-    pub(crate) fn remember(&self, states: &[f32], memory: &mut PackedMemory, scratch: &mut Scratch, team: &Team) {
+    /// Keys and values of histories of so many rows for this block, states (seq of all, dim), in the memory of what was here
+    /// before.
+    pub(crate) fn remember<'a>(
+        &self,
+        mut states: &[f32],
+        seqs: &[usize],
+        mut memories: impl Iterator<Item = &'a mut PackedMemory>,
+        scratch: &mut Scratch,
+        team: &Team,
+    ) {
         let Some((_, key_value, _)) = &self.memory else { return };
-        let (seq, stride) = (states.len() / self.shape.dim, 2 * self.width());
-        scratch.projected.make_room(seq * stride);
-        let states = Rows { data: states, stride: self.shape.dim, count: seq };
-        key_value.product(states, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
-        memory.fill(&scratch.projected, stride, 0, self, team);
+        let (dim, stride) = (self.shape.dim, apart(2 * self.width()));
+        for seqs in joined(seqs) {
+            let rows = seqs.iter().sum();
+            scratch.projected.make_room(rows * stride);
+            let data = states.split_off(..rows * dim).unwrap_or_default();
+            let states = Rows { data, stride: dim, count: rows };
+            key_value.product(states, &mut Sink::new(&mut scratch.projected, stride, Into::Place), team);
+            let mut projected = &scratch.projected[..];
+            for (seq, memory) in seqs.iter().zip(&mut memories) {
+                memory.fill(projected.split_off(..seq * stride).unwrap_or_default(), stride, 0, self, team);
+            }
+        }
     }
 
     pub(crate) fn feed_forward(&self, x: &mut [f32], scratch: &mut Scratch, team: &Team) {
         let (dim, hidden) = (self.shape.dim, self.inner.outputs());
         let rows = x.len() / dim;
         norm(x, dim, &mut scratch.normed);
-        scratch.hidden.make_room(rows * hidden);
+        let stride = apart(hidden);
+        scratch.hidden.make_room(rows * stride);
         let normed = Rows { data: &scratch.normed, stride: dim, count: rows };
-        self.inner.product(normed, &mut Sink::new(&mut scratch.hidden, hidden, Into::Relu), team);
-        let hidden_rows = Rows { data: &scratch.hidden, stride: hidden, count: rows };
+        self.inner.product(normed, &mut Sink::new(&mut scratch.hidden, stride, Into::Relu), team);
+        let hidden_rows = Rows { data: &scratch.hidden, stride, count: rows };
         self.outer.product(hidden_rows, &mut Sink::new(x, dim, Into::Sum), team);
     }
 }

@@ -8,7 +8,7 @@
 use super::aligned::Aligned;
 use super::block::{Bias, PackedBlock, PackedMemory, Scratch, Share, norm};
 use super::crew::{Crew, Team, on_threads};
-use super::matrix::{Packed, ROWS, Rows};
+use super::matrix::{JOINED, Packed, ROWS, Rows, groups};
 use super::sink::{Into, Sink};
 use crate::nn::log_softmax_row;
 use crate::{Error, Result};
@@ -19,11 +19,8 @@ use std::sync::{Mutex, PoisonError};
 /// Most requests whose memory is kept.
 const SPARE: usize = 64;
 
-/// Most rows of several requests that go through a product together: more do not make it faster, and need more room.
-const JOINED: usize = 96;
-
-/// Most groups of them, or histories, that a thread takes through each half of a block before the next: the weights it fetches
-/// serve all of them, and other threads can still take some.
+/// Most groups of rows that a thread takes through each half of a block before the next: the weights it fetches serve all of
+/// them, and other threads can still take some.
 const TOGETHER: usize = 4;
 
 /// The packed weights of a decoder of codes.
@@ -59,13 +56,17 @@ impl PackedDecoder {
             request.memory.resize_with(memories, PackedMemory::default);
         }
         self.rooms.lend(1, |rooms| {
+            let room = &mut rooms[0];
+            let mut states = std::mem::take(&mut room.x);
+            states.clear();
+            let encoded = || starts.iter().filter_map(|start| start.encoded);
+            encoded().for_each(|encoded| states.extend_from_slice(encoded));
+            let seqs: Vec<_> = encoded().map(|encoded| encoded.len() / self.dim).collect();
             for (at, block) in self.blocks.iter().enumerate() {
-                for (request, start) in requests.iter_mut().zip(starts) {
-                    if let Some((memory, states)) = request.memory.get_mut(at).zip(start.encoded) {
-                        block.remember(states, memory, &mut rooms[0], team);
-                    }
-                }
+                let memories = requests.iter_mut().filter_map(|request| request.memory.get_mut(at));
+                block.remember(&states, &seqs, memories, room, team);
             }
+            room.x = states;
         });
     }
 
@@ -297,39 +298,28 @@ impl<K: BeamKernel<Scores = Scores, Beams = CpuBeams>> StepScorer<K> for PackedS
     }
 }
 
-/// Requests of at most so many rows that are a group.
-fn joined(widest: usize) -> usize {
-    (JOINED / widest.max(1)).max(1)
-}
-
-/// Rows of the groups of a step: those of some whole requests, or of a part of one for each thread of a team.
+/// Rows of the groups of a step: those of a thread, or a part for each of a team.
 fn sizes(tasks: &[Task], threads: usize) -> Vec<usize> {
-    let rows = |tasks: &[Task]| tasks.iter().map(|task| task.codes.len()).sum();
-    let all: usize = rows(tasks);
-    let mut sizes: Vec<usize> = match threads {
-        1 => {
-            let widest = tasks.iter().map(|task| task.codes.len()).max().unwrap_or(0);
-            tasks.chunks(joined(widest)).map(rows).collect()
-        }
+    let all: usize = tasks.iter().map(|task| task.codes.len()).sum();
+    match threads {
+        1 => groups(all, threads).collect(),
         _ if all >= ROWS * threads => {
             (0..threads).map(|part| (part + 1) * all / threads - part * all / threads).collect()
         }
         _ => vec![all],
-    };
-    sizes.retain(|rows| *rows > 0);
-    sizes
+    }
 }
 
-/// Histories that a thread reads, as even as can be among `threads`.
-pub(crate) fn readers(histories: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
-    parts(histories, JOINED, threads)
-}
-
-/// Requests of at most `widest` rows that a thread steps with, as even as can be among `threads`.
-fn parts(requests: usize, widest: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
-    let least = requests.div_ceil(TOGETHER * joined(widest));
+/// Requests of at most `widest` rows that a thread reads or steps with, as even as can be among `threads`.
+pub(crate) fn parts(requests: usize, widest: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let least = requests.div_ceil(most(widest));
     let of = least.next_multiple_of(threads.max(1)).min(requests);
     (0..of).map(move |part| part * requests / of..(part + 1) * requests / of)
+}
+
+/// Requests of so many rows that a thread takes at most.
+fn most(rows: usize) -> usize {
+    (TOGETHER * JOINED / rows.max(1)).max(1)
 }
 
 /// Codes of `level`.
@@ -352,7 +342,7 @@ mod tests {
                 for threads in 1..5 {
                     let parts: Vec<_> = parts(requests, widest, threads).collect();
                     assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..requests).collect::<Vec<_>>());
-                    assert!(parts.iter().all(|part| part.len() <= TOGETHER * joined(widest)));
+                    assert!(parts.iter().all(|part| part.len() <= most(widest)));
                     assert!(parts.len() >= threads.min(requests));
                 }
             }

@@ -286,8 +286,8 @@ mod x86 {
                 let filled = (this.outputs - column).div_ceil(SIDE).min(2);
                 for half in 0..filled {
                     let mut places = out.block(row, count, column + half * SIDE, this.outputs);
-                    for at in 0..count {
-                        places.put(at, bytemuck::must_cast(sums.0[half][at]));
+                    for line in &sums.0[half][..count] {
+                        places.put(bytemuck::must_cast(*line));
                     }
                 }
             }

@@ -18,6 +18,9 @@ use std::cell::RefCell;
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 32;
 
+/// Rows of a tile, where the processor has tiles.
+const SIDE: usize = 16;
+
 /// Fewest rows for which a thread reads all panels by itself: fewer take longer to read than to multiply.
 pub(super) const ROWS: usize = 12;
 
@@ -87,6 +90,17 @@ pub(crate) struct Rows<'a> {
     /// From row to row.
     pub(crate) stride: usize,
     pub(crate) count: usize,
+}
+
+/// Most rows that a thread takes through a product together: more do not make it faster, and need more room.
+pub(super) const JOINED: usize = 96;
+
+/// So many rows in groups that go through products together on `threads` threads: the fewest there can be, as even as whole
+/// tiles allow.
+pub(super) fn groups(rows: usize, threads: usize) -> impl Iterator<Item = usize> {
+    let (tiles, groups) = (rows.div_ceil(SIDE), rows.div_ceil(JOINED * threads.max(1)));
+    let end = move |at: usize| (SIDE * (at * tiles / groups)).min(rows);
+    (0..groups).map(move |at| end(at + 1) - end(at))
 }
 
 impl Packed {

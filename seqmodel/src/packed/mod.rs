@@ -22,6 +22,6 @@ pub(crate) use aligned::Aligned;
 pub(crate) use block::{Bias, PackedBlock, norm};
 pub(crate) use crew::{Crew, Team, on_threads};
 pub use decoder::PackedSession;
-pub(crate) use decoder::{PackedDecoder, Request, Rooms, Start, readers};
+pub(crate) use decoder::{PackedDecoder, Request, Rooms, Start, parts};
 pub(crate) use matrix::Packed;
 pub use matrix::Precision;

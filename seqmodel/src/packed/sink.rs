@@ -2,6 +2,8 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod block;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) use block::Square;
 
 use std::marker::PhantomData;
 

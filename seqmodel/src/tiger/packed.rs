@@ -10,7 +10,7 @@ use crate::history_cache::HistoryCache;
 use crate::nn::with_values;
 use crate::packed::{
     Aligned, Bias, Crew, Packed, PackedBlock, PackedDecoder, PackedSession, Precision, Request, Rooms, Start, Team,
-    norm, on_threads, readers,
+    norm, on_threads, parts,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -101,17 +101,17 @@ impl PackedTiger {
     /// A decoding run over `histories`, which must not be empty.
     pub fn session(&self, histories: &[History]) -> PackedSession<'_> {
         let mut requests: Vec<_> = histories.iter().map(|_| self.decoder.take_request()).collect();
+        let tokens: Vec<_> = histories.iter().map(|history| self.model.history_tokens(*history)).collect();
         if histories.len() == 1 {
-            self.encode(histories, &mut requests, &self.decoder.crew.call());
+            self.encode(&tokens, &mut requests, &self.decoder.crew.call());
         } else {
             let mut rest = &mut requests[..];
-            let parts = readers(histories.len(), rayon::current_num_threads()).map(|part| {
+            let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
+            let parts = parts(tokens.len(), longest, rayon::current_num_threads()).map(|part| {
                 let requests = rest.split_off_mut(..part.len()).unwrap_or_default();
-                (&histories[part], requests)
+                (&tokens[part], requests)
             });
-            on_threads(parts, |(histories, requests)| {
-                self.encode(histories, requests, &Team::alone());
-            });
+            on_threads(parts, |(tokens, requests)| self.encode(tokens, requests, &Team::alone()));
         }
         PackedSession::new(&self.decoder, requests)
     }
@@ -122,15 +122,14 @@ impl PackedTiger {
 
     /// Finds or reads histories, with the help of `team`, and makes their requests ready to decode. Those that are the same are
     /// all read where none was kept before.
-    fn encode(&self, histories: &[History], requests: &mut [Request], team: &Team) {
-        let tokens: Vec<_> = histories.iter().map(|history| self.model.history_tokens(*history)).collect();
+    fn encode(&self, tokens: &[Vec<u32>], requests: &mut [Request], team: &Team) {
         let kept = |tokens| self.cache.as_ref().and_then(|cache| cache.get(tokens));
         let kept: Vec<_> = tokens.iter().map(|tokens| kept(tokens)).collect();
         let unread = tokens.iter().zip(&kept).filter(|(_, kept)| kept.is_none());
         let mut read = self.read(&unread.map(|(tokens, _)| &**tokens).collect::<Vec<_>>(), team).into_iter();
         let states: Vec<_> = kept
             .into_iter()
-            .zip(&tokens)
+            .zip(tokens)
             .filter_map(|(kept, tokens)| {
                 kept.or_else(|| {
                     let states = read.next()?;
@@ -153,8 +152,8 @@ impl PackedTiger {
             let (mut x, mut memory) = (std::mem::take(&mut room.x), std::mem::take(&mut room.memory));
             x.clear();
             histories.iter().copied().flatten().for_each(|token| x.extend_from_slice(self.row(*token as usize)));
-            let sizes: Vec<_> = histories.iter().map(|tokens| tokens.len() * self.dim).collect();
-            PackedBlock::encode(&self.encoder, &mut x, &sizes, &self.encoder_bias, &mut memory, room, team);
+            let seqs: Vec<_> = histories.iter().map(|tokens| tokens.len()).collect();
+            PackedBlock::encode(&self.encoder, &mut x, &seqs, &self.encoder_bias, &mut memory, room, team);
             let mut states = Aligned::default();
             norm(&x, self.dim, &mut states);
             for row in states.chunks_exact_mut(self.dim) {
@@ -162,7 +161,7 @@ impl PackedTiger {
             }
             (room.x, room.memory) = (x, memory);
             let mut states = &*states;
-            sizes.iter().map(|size| Arc::from(states.split_off(..*size).unwrap_or_default())).collect()
+            seqs.iter().map(|seq| Arc::from(states.split_off(..seq * self.dim).unwrap_or_default())).collect()
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The instructions: vectors (AVX-512) make digits of numbers and numbers of sums, tiles multiply.
 
 use super::{DEPTH, DIGITS, Digits, PANEL, Part, Rounded, Rows, SHIFT, SIDE, Sink, Tile, steps};
+use crate::packed::sink::Square;
 use crate::packed::tiles::Tiles;
 use core::arch::x86_64::{
     __m512, __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_fmadd_ps,
@@ -8,6 +9,7 @@ use core::arch::x86_64::{
     _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_srli_epi32,
     _mm512_ternarylogic_epi32, _mm512_xor_si512,
 };
+use std::ops::Range;
 
 /// Bits of sizes are in the order of the sizes, with what is not finite behind all others.
 #[target_feature(enable = "avx512f")]
@@ -67,152 +69,134 @@ pub(super) fn round(rows: Rows, inputs: usize, tiles: &mut [[Tile; DIGITS]], ste
     }
 }
 
-/// Sums of the products of the first digits; of the first and the second; of the first and the third and of the second ones:
-/// those of two tiles each.
+/// Products of digits that matter.
+const PRODUCTS: usize = 6;
+
+/// A line of sums of products: of the first digits; of the first and the second; of the first and the third and of the second
+/// ones.
+type Line = [[i32; SIDE]; DIGITS];
+
+/// Those of a tile of rows and one of outputs.
 #[repr(C, align(64))]
-struct Sums([[[i32; SIDE]; 2 * SIDE]; DIGITS]);
+struct Sums([Line; SIDE]);
+
+/// A line in numbers, for outputs of some scales and a row of some step.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn numbers([a, b, c]: &Line, scales: __m512, step: f32) -> __m512 {
+    let [a, b, c]: [__m512i; DIGITS] = [bytemuck::must_cast(*a), bytemuck::must_cast(*b), bytemuck::must_cast(*c)];
+    let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), _mm512_set1_ps(256.0), _mm512_cvtepi32_ps(c));
+    let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_set1_ps(65_536.0), sum);
+    _mm512_mul_ps(sum, _mm512_mul_ps(scales, _mm512_set1_ps(step)))
+}
 
 /// Rows that go through the tiles. While sums are made, those made before are put in their places.
 struct Run<'a> {
     this: &'a Digits,
     rounded: &'a Rounded,
     out: Sink<'a>,
-    tiles: Tiles,
     sums: Sums,
-    waiting: Waiting,
+    /// The row and the column that the sums belong to, until they are there.
+    waiting: Option<(usize, usize)>,
 }
 
-/// Lines of sums that wait for their places.
-#[derive(Clone, Copy, Default)]
-struct Waiting {
-    /// The first, how many follow, and how many are done.
-    line: usize,
-    count: usize,
-    done: usize,
-    /// Where they belong.
-    row: usize,
-    column: usize,
-}
-
-/// Tiles times one in tile 6 or 7, on top of the sums in others.
+/// A block of inputs by one of weights; what `$put` says is done after each product of digits. Tiles are loaded well before
+/// they are multiplied: a core that also works for somebody else does little out of order.
 macro_rules! multiply {
-    ($tiles:expr, $of:literal, $($tile:expr => $sum:literal),+) => {
-        $($tiles.load::<$of>($tile.as_flattened(), DEPTH); $tiles.multiply_signed::<$sum, 6, 7>();)+
+    ($tiles:ident, $x:expr, $w:expr, $half:ident, $put:ident) => {
+        $tiles.load::<6>($w[0][$half].as_flattened(), DEPTH);
+        $tiles.load::<3>($x[0].as_flattened(), DEPTH);
+        $tiles.load::<4>($x[1].as_flattened(), DEPTH);
+        $tiles.load::<5>($x[2].as_flattened(), DEPTH);
+        $tiles.multiply_signed::<0, 3, 6>();
+        $put!(0);
+        $tiles.multiply_signed::<1, 4, 6>();
+        $put!(1);
+        $tiles.multiply_signed::<2, 5, 6>();
+        $put!(2);
+        $tiles.load::<7>($w[1][$half].as_flattened(), DEPTH);
+        $tiles.load::<6>($w[2][$half].as_flattened(), DEPTH);
+        $tiles.multiply_signed::<1, 3, 7>();
+        $put!(3);
+        $tiles.multiply_signed::<2, 4, 7>();
+        $put!(4);
+        $tiles.multiply_signed::<2, 3, 6>();
+        $put!(5);
     };
 }
 
 impl Run<'_> {
-    /// Two tiles of rows by one of a panel. No product has to wait for the sums of the one before.
+    /// A tile of rows by half a panel. Lines of the sums before are put in their places between products, `LINES` for each of
+    /// the first blocks of inputs.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
-    fn two(&mut self, panel: usize, half: usize, tile: usize) {
+    fn tile<const LINES: usize>(&mut self, tiles: &Tiles, panel: usize, half: usize, tile: usize) {
         let blocks = self.this.blocks;
-        let each = SIDE.div_ceil(blocks.max(1));
-        self.clear();
-        for block in 0..blocks {
-            let w = &self.this.panels[panel * blocks + block];
-            let w = [&w[0][half], &w[1][half], &w[2][half]];
-            let (x, y) = (&self.rounded.tiles[tile * blocks + block], &self.rounded.tiles[(tile + 1) * blocks + block]);
-            self.tiles.load::<7>(w[2].as_flattened(), DEPTH);
-            multiply!(self.tiles, 6, x[0] => 4, y[0] => 5);
-            self.tiles.load::<7>(w[1].as_flattened(), DEPTH);
-            self.tiles.multiply_signed::<3, 6, 7>();
-            multiply!(self.tiles, 6, x[0] => 2, x[1] => 4, y[1] => 5);
-            self.put(each);
-            self.tiles.load::<7>(w[0].as_flattened(), DEPTH);
-            self.tiles.multiply_signed::<3, 6, 7>();
-            multiply!(self.tiles, 6, x[1] => 2, x[2] => 4, y[2] => 5, y[0] => 1, x[0] => 0);
-            self.put(each);
+        let (weights, rows) = (&self.this.panels[panel * blocks..][..blocks], &self.rounded.tiles[tile * blocks..]);
+        let mut both = rows.iter().zip(weights);
+        tiles.clear::<0>();
+        tiles.clear::<1>();
+        tiles.clear::<2>();
+        if let Some((lines, steps, scales, mut places)) = self.square() {
+            for (first, (x, w)) in (0..SIDE).step_by(LINES).zip(&mut both) {
+                macro_rules! put {
+                    ($product:literal) => {
+                        for at in const { $product * LINES / PRODUCTS..($product + 1) * LINES / PRODUCTS } {
+                            places.put(first + at, numbers(&lines[first + at], scales, steps[first + at]));
+                        }
+                    };
+                }
+                multiply!(tiles, x, w, half, put);
+            }
+            self.waiting = None;
+        } else {
+            self.finish();
         }
-        self.store();
-        let (row, column) = (tile * SIDE, panel * PANEL + half * SIDE);
-        self.wait(0, (2 * SIDE).min(self.rounded.steps.len() - row), row, column);
-    }
-
-    /// One tile of rows by the two of a panel.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    #[inline]
-    fn one(&mut self, panel: usize, tile: usize) {
-        let blocks = self.this.blocks;
-        let each = SIDE.div_ceil(blocks.max(1));
-        self.clear();
-        for block in 0..blocks {
-            let (w, x) = (&self.this.panels[panel * blocks + block], &self.rounded.tiles[tile * blocks + block]);
-            self.tiles.load::<6>(x[0].as_flattened(), DEPTH);
-            multiply!(self.tiles, 7, w[2][0] => 4, w[2][1] => 5, w[1][1] => 3, w[1][0] => 2);
-            self.tiles.load::<6>(x[1].as_flattened(), DEPTH);
-            self.tiles.multiply_signed::<4, 6, 7>();
-            multiply!(self.tiles, 7, w[1][1] => 5);
-            self.put(each);
-            multiply!(self.tiles, 7, w[0][1] => 3, w[0][0] => 2);
-            self.tiles.load::<6>(x[2].as_flattened(), DEPTH);
-            self.tiles.multiply_signed::<4, 6, 7>();
-            multiply!(self.tiles, 7, w[0][1] => 5);
-            self.tiles.load::<6>(x[0].as_flattened(), DEPTH);
-            self.tiles.multiply_signed::<1, 6, 7>();
-            multiply!(self.tiles, 7, w[0][0] => 0);
-            self.put(each);
+        for (x, w) in both {
+            macro_rules! nothing {
+                ($product:literal) => {};
+            }
+            multiply!(tiles, x, w, half, nothing);
         }
-        self.store();
-        let (row, column) = (tile * SIDE, panel * PANEL);
-        let count = SIDE.min(self.rounded.steps.len() - row);
-        self.wait(0, count, row, column);
-        self.put(count);
-        self.wait(SIDE, count, row, column + SIDE);
+        let sums = self.sums.0.as_flattened_mut().as_flattened_mut();
+        tiles.store::<0, _>(sums, DIGITS * SIDE);
+        tiles.store::<1, _>(&mut sums[SIDE..], DIGITS * SIDE);
+        tiles.store::<2, _>(&mut sums[2 * SIDE..], DIGITS * SIDE);
+        self.waiting = Some((tile * SIDE, panel * PANEL + half * SIDE));
     }
 
-    #[inline(always)]
-    fn clear(&self) {
-        self.tiles.clear::<0>();
-        self.tiles.clear::<1>();
-        self.tiles.clear::<2>();
-        self.tiles.clear::<3>();
-        self.tiles.clear::<4>();
-        self.tiles.clear::<5>();
-    }
-
-    /// Those of the sums before that still wait are put in their places, those in the tiles take theirs.
+    /// All lines that wait, if a whole tile does: with their steps and scales, and their places.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
-    fn store(&mut self) {
-        self.put(2 * SIDE);
-        let [first, second, third] = &mut self.sums.0;
-        self.tiles.store::<0, _>(first.as_flattened_mut(), SIDE);
-        self.tiles.store::<1, _>(first[SIDE..].as_flattened_mut(), SIDE);
-        self.tiles.store::<2, _>(second.as_flattened_mut(), SIDE);
-        self.tiles.store::<3, _>(second[SIDE..].as_flattened_mut(), SIDE);
-        self.tiles.store::<4, _>(third.as_flattened_mut(), SIDE);
-        self.tiles.store::<5, _>(third[SIDE..].as_flattened_mut(), SIDE);
+    fn square(&mut self) -> Option<(&[Line; SIDE], &[f32; SIDE], __m512, Square<'_, SIDE>)> {
+        let (row, column) = self.waiting?;
+        let (steps, scales) = (self.rounded.steps[row..].first_chunk()?, self.this.scales[column..].first_chunk::<SIDE>()?);
+        let places = self.out.block(row, SIDE, column, self.this.outputs).square()?;
+        Some((&self.sums.0, steps, bytemuck::must_cast(*scales), places))
     }
 
-    /// So many lines of sums wait from one on.
-    #[inline(always)]
-    fn wait(&mut self, line: usize, count: usize, row: usize, column: usize) {
-        self.waiting = Waiting { line, count, done: 0, row, column };
-    }
-
-    /// The next lines of the sums that wait, to their places.
+    /// Puts what waits in its place.
     #[target_feature(enable = "avx512f,avx512bw")]
-    #[inline]
-    fn put(&mut self, lines: usize) {
-        let Waiting { line, count, done, row, column } = self.waiting;
-        let count = lines.min(count - done);
-        self.waiting.done += count;
-        let (line, row) = (line + done, row + done);
-        let [first, second, third] = &self.sums.0;
-        let (first, second, third) = (&first[line..][..count], &second[line..][..count], &third[line..][..count]);
-        let steps = &self.rounded.steps[row..][..count];
+    fn finish(&mut self) {
+        let Some((row, column)) = self.waiting.take() else { return };
+        let steps = &self.rounded.steps[row..];
         let Some(scales) = self.this.scales[column..].first_chunk::<SIDE>() else { return };
-        let scales: __m512 = bytemuck::must_cast(*scales);
-        let (highest, middle) = (_mm512_set1_ps(65_536.0), _mm512_set1_ps(256.0));
-        let mut places = self.out.block(row, count, column, self.this.outputs);
-        for at in 0..count {
-            let [a, b, c]: [__m512i; DIGITS] =
-                [bytemuck::must_cast(first[at]), bytemuck::must_cast(second[at]), bytemuck::must_cast(third[at])];
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), middle, _mm512_cvtepi32_ps(c));
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), highest, sum);
-            places.put(at, _mm512_mul_ps(sum, _mm512_mul_ps(scales, _mm512_set1_ps(steps[at]))));
+        let mut places = self.out.block(row, steps.len().min(SIDE), column, self.this.outputs);
+        for (line, step) in self.sums.0.iter().zip(steps) {
+            places.put(numbers(line, bytemuck::must_cast(*scales), *step));
         }
+    }
+
+    /// All tiles of a part.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn tiles<const LINES: usize>(&mut self, tiles: &Tiles, panels: Range<usize>, rows: Range<usize>) {
+        for panel in panels {
+            for tile in rows.clone() {
+                self.tile::<LINES>(tiles, panel, 0, tile);
+                self.tile::<LINES>(tiles, panel, 1, tile);
+            }
+        }
+        self.finish();
     }
 }
 
@@ -220,18 +204,13 @@ impl Run<'_> {
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn multiply(this: &Digits, part: &Part, rounded: &Rounded, out: Sink) {
     let Some(tiles) = Tiles::take() else { return };
-    let (start, end) = (part.rows.start.div_ceil(SIDE), part.rows.end.div_ceil(SIDE));
-    let sums = const { Sums([[[0; SIDE]; 2 * SIDE]; DIGITS]) };
-    let mut run = Run { this, rounded, out, tiles, sums, waiting: Waiting::default() };
-    for panel in part.panels.clone() {
-        for tile in (start..end).step_by(2) {
-            if tile + 1 < end {
-                run.two(panel, 0, tile);
-                run.two(panel, 1, tile);
-            } else {
-                run.one(panel, tile);
-            }
-        }
+    let (panels, rows) = (part.panels.clone(), part.rows.start.div_ceil(SIDE)..part.rows.end.div_ceil(SIDE));
+    let sums = const { Sums([[[0; SIDE]; DIGITS]; SIDE]) };
+    let mut run = Run { this, rounded, out, sums, waiting: None };
+    match this.blocks {
+        0 | 1 => run.tiles::<SIDE>(&tiles, panels, rows),
+        2..=5 => run.tiles::<8>(&tiles, panels, rows),
+        6..=15 => run.tiles::<4>(&tiles, panels, rows),
+        _ => run.tiles::<1>(&tiles, panels, rows),
     }
-    run.put(2 * SIDE);
 }
