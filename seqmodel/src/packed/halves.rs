@@ -232,11 +232,63 @@ fn kernel() -> Option<Kernel> {
 mod x86 {
     use super::{GROUPS, Halves, Line, PANEL, Part, Rounded, SIDE, Sink, Tile};
     use crate::packed::product::prefetch;
+    use crate::packed::sink::{Into, Square};
     use crate::packed::tiles::{DEPTH, Tiles};
 
-    /// Sums of two tiles of rows, those for the first outputs of a panel and those for the others.
+    /// Sums of a tile.
     #[repr(C, align(64))]
-    struct Sums([[[f32; SIDE]; 2 * SIDE]; 2]);
+    struct Sums([[f32; SIDE]; SIDE]);
+
+    /// Where a tile of sums belongs: a row, how many follow, and a column, before column `end`.
+    #[derive(Clone, Copy)]
+    struct Place {
+        row: usize,
+        rows: usize,
+        column: usize,
+        end: usize,
+    }
+
+    impl Place {
+        /// Of the tiles of two times two that begin here.
+        fn tile(self, at: usize) -> Self {
+            let (below, right) = (at / 2 * SIDE, at % 2 * SIDE);
+            let rows = self.rows.saturating_sub(below).min(SIDE);
+            Self { row: self.row + below, rows, column: self.column + right, ..self }
+        }
+
+        /// All of it, where sums go over what is there: tiles go there as they are.
+        #[inline(always)]
+        fn square<'a>(self, out: &'a mut Sink) -> Option<Square<'a, SIDE>> {
+            let adds = out.into == Into::Sum;
+            out.block(self.row, self.rows, self.column, self.end).square().filter(|_| !adds)
+        }
+
+        /// Takes tile `T`. Numbers that must not be negative may still be until [`Place::rectify`] is called.
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn take<const T: usize>(self, tiles: &Tiles, out: &mut Sink) {
+            if let Some(mut square) = self.square(out) {
+                return square.store::<T>(tiles);
+            }
+            let mut sums = const { Sums([[0.0; SIDE]; SIDE]) };
+            tiles.store::<T, _>(sums.0.as_flattened_mut(), SIDE);
+            let mut places = out.block(self.row, self.rows, self.column, self.end);
+            for line in &sums.0[..self.rows] {
+                places.put(bytemuck::must_cast(*line));
+            }
+        }
+
+        /// Negative numbers become 0, where that is asked for and has not been done.
+        #[target_feature(enable = "avx512f")]
+        #[inline]
+        fn rectify(self, out: &mut Sink) {
+            if out.into == Into::Relu
+                && let Some(mut square) = self.square(out)
+            {
+                square.rectify();
+            }
+        }
+    }
 
     /// Two tiles of rows by the two of a panel at a time, however few the rows are. A tile of rows belongs to the part that its
     /// first row belongs to.
@@ -246,7 +298,7 @@ mod x86 {
         let blocks = this.blocks;
         let (start, end) = (part.rows.start.div_ceil(SIDE), part.rows.end.div_ceil(SIDE));
         let fetched = (2 * SIDE).div_ceil((end - start).div_ceil(2).max(1));
-        let mut sums = const { Sums([[[0.0; SIDE]; 2 * SIDE]; 2]) };
+        let mut before: Option<Place> = None;
         for panel in part.panels.clone() {
             let weights: &[[Line; GROUPS]] = this.panels[panel * blocks * GROUPS..][..blocks * GROUPS].as_chunks().0;
             let mut ahead = weights.as_ptr_range().end.cast::<u8>();
@@ -266,31 +318,39 @@ mod x86 {
                     tiles.load::<6>(weights, 2 * DEPTH);
                     tiles.load::<7>(&weights[DEPTH..], 2 * DEPTH);
                     tiles.load::<4>(bytemuck::cast_slice(&rows[block]), DEPTH);
+                    if two {
+                        tiles.load::<5>(bytemuck::cast_slice(&rows[blocks + block]), DEPTH);
+                    }
                     tiles.multiply_halves::<0, 4, 6>();
                     tiles.multiply_halves::<1, 4, 7>();
                     if two {
-                        tiles.load::<5>(bytemuck::cast_slice(&rows[blocks + block]), DEPTH);
                         tiles.multiply_halves::<2, 5, 6>();
                         tiles.multiply_halves::<3, 5, 7>();
                     }
                 }
-                let [left, right] = &mut sums.0;
-                tiles.store::<0, _>(left.as_flattened_mut(), SIDE);
-                tiles.store::<1, _>(right.as_flattened_mut(), SIDE);
+                // While the last products are under way.
+                if let Some(place) = before {
+                    place.tile(0).rectify(&mut out);
+                    place.tile(1).rectify(&mut out);
+                    place.tile(2).rectify(&mut out);
+                    place.tile(3).rectify(&mut out);
+                }
+                let count = if two { 2 * SIDE } else { SIDE }.min(rounded.rows - tile * SIDE);
+                let place = Place { row: tile * SIDE, rows: count, column: panel * PANEL, end: this.outputs };
+                place.tile(0).take::<0>(&tiles, &mut out);
+                place.tile(1).take::<1>(&tiles, &mut out);
                 if two {
-                    tiles.store::<2, _>(left[SIDE..].as_flattened_mut(), SIDE);
-                    tiles.store::<3, _>(right[SIDE..].as_flattened_mut(), SIDE);
+                    place.tile(2).take::<2>(&tiles, &mut out);
+                    place.tile(3).take::<3>(&tiles, &mut out);
                 }
-                let (row, column) = (tile * SIDE, panel * PANEL);
-                let count = if two { 2 * SIDE } else { SIDE }.min(rounded.rows - row);
-                let filled = (this.outputs - column).div_ceil(SIDE).min(2);
-                for half in 0..filled {
-                    let mut places = out.block(row, count, column + half * SIDE, this.outputs);
-                    for line in &sums.0[half][..count] {
-                        places.put(bytemuck::must_cast(*line));
-                    }
-                }
+                before = Some(place);
             }
+        }
+        if let Some(place) = before {
+            place.tile(0).rectify(&mut out);
+            place.tile(1).rectify(&mut out);
+            place.tile(2).rectify(&mut out);
+            place.tile(3).rectify(&mut out);
         }
     }
 }

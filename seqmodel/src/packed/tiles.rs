@@ -105,6 +105,19 @@ impl Tiles {
         }
     }
 
+    /// Tile `T` as sums of 16 rows and outputs, to rows that are `stride` sums apart and with others between them.
+    ///
+    /// # Safety
+    /// The rows must be there, and nobody else may touch them.
+    #[inline(always)]
+    pub(super) unsafe fn store_between<const T: usize>(&self, rows: *mut f32, stride: usize) {
+        // SAFETY: as is asked for.
+        unsafe {
+            asm!("tilestored [{to}+{step}], tmm{t}", t = const T, to = in(reg) rows, step = in(reg) 4 * stride,
+                options(nostack, preserves_flags));
+        }
+    }
+
     #[inline(always)]
     pub(super) fn clear<const T: usize>(&self) {
         // SAFETY: who has the tiles may write to them.

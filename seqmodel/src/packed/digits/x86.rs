@@ -170,7 +170,8 @@ impl Run<'_> {
     #[inline]
     fn square(&mut self) -> Option<(&[Line; SIDE], &[f32; SIDE], __m512, Square<'_, SIDE>)> {
         let (row, column) = self.waiting?;
-        let (steps, scales) = (self.rounded.steps[row..].first_chunk()?, self.this.scales[column..].first_chunk::<SIDE>()?);
+        let (steps, scales) =
+            (self.rounded.steps[row..].first_chunk()?, self.this.scales[column..].first_chunk::<SIDE>()?);
         let places = self.out.block(row, SIDE, column, self.this.outputs).square()?;
         Some((&self.sums.0, steps, bytemuck::must_cast(*scales), places))
     }

@@ -1,6 +1,7 @@
 //! Places side by side in some rows, for who fills them row by row: they are looked for once.
 
 use super::{Into, Sink, x86::rest};
+use crate::packed::tiles::{SIDE, Tiles};
 use core::arch::x86_64::{__m512, _mm512_add_ps, _mm512_max_ps, _mm512_setzero_ps};
 use std::marker::PhantomData;
 
@@ -71,6 +72,30 @@ impl<const ROWS: usize> Square<'_, ROWS> {
         #[expect(unsafe_code, reason = "places of several threads, some of each row")]
         let places = unsafe { &mut *self.0.next.add(row * self.0.stride).cast::<[f32; WIDTH]>() };
         place(numbers, places, self.0.into);
+    }
+}
+
+impl Square<'_, SIDE> {
+    /// All numbers from tile `T`, over what is there whatever the way.
+    #[inline(always)]
+    pub(in crate::packed) fn store<const T: usize>(&mut self, tiles: &Tiles) {
+        // SAFETY: as above.
+        #[expect(unsafe_code, reason = "places of several threads, some of each row")]
+        unsafe {
+            tiles.store_between::<T>(self.0.next, self.0.stride);
+        }
+    }
+
+    /// Negative numbers become 0.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(in crate::packed) fn rectify(&mut self) {
+        for row in 0..SIDE {
+            // SAFETY: as above.
+            #[expect(unsafe_code, reason = "places of several threads, some of each row")]
+            let places = unsafe { &mut *self.0.next.add(row * self.0.stride).cast::<[f32; WIDTH]>() };
+            place(bytemuck::must_cast(*places), places, Into::Relu);
+        }
     }
 }
 
