@@ -46,17 +46,14 @@ pub(super) struct Digits {
     outputs: usize,
     /// Blocks of inputs, each as deep as a tile.
     blocks: usize,
-    /// (outputs / `PANEL`, blocks), zeros behind the last input.
-    panels: Aligned<Weights>,
+    /// (outputs / `SIDE`, blocks), zeros behind the last input, for whole panels.
+    panels: Aligned<[Tile; DIGITS]>,
     /// What a product of the middle digits stands for in a row whose steps stand for 1, output by output.
     scales: Vec<f32>,
 }
 
 /// A digit of a block of inputs for `SIDE` rows, or of its groups of four inputs for `SIDE` outputs.
 type Tile = [[u8; DEPTH]; SIDE];
-
-/// The digits of a block of inputs for the outputs of a panel.
-type Weights = [[Tile; PANEL / SIDE]; DIGITS];
 
 /// Rows in digits.
 #[derive(Debug, Default)]
@@ -102,7 +99,9 @@ impl Digits {
     pub(super) fn new(outputs: usize, inputs: usize, weights: &[matrix::Line]) -> Self {
         let mut made = Self::default();
         made.make_room(outputs, inputs);
-        let parts = made.panels.chunks_exact_mut(made.blocks.max(1)).zip(weights.chunks_exact(inputs.max(1)));
+        let blocks = made.blocks;
+        let parts =
+            made.panels.chunks_exact_mut((PANEL / SIDE * made.blocks).max(1)).zip(weights.chunks_exact(inputs.max(1)));
         let parts = parts.zip(made.scales.chunks_exact_mut(PANEL));
         vectorized!({
             for ((panel, weights), scales) in parts {
@@ -118,12 +117,12 @@ impl Digits {
                 }
                 for (input, line) in weights.iter().enumerate() {
                     let (group, at) = place(input);
-                    let places = &mut panel[input / DEPTH];
+                    let block = input / DEPTH;
                     for output in 0..PANEL {
                         let shifted = line[output].mul_add(many[output], SHIFT).round_ties_even() as u32;
                         for digit in 0..DIGITS {
                             let byte = shifted.to_be_bytes()[1 + digit] ^ 0x80;
-                            places[digit][output / SIDE][group][output % SIDE * 4 + at] = byte;
+                            panel[output / SIDE * blocks + block][digit][group][output % SIDE * 4 + at] = byte;
                         }
                     }
                 }
@@ -135,7 +134,7 @@ impl Digits {
     /// What lies behind the last output is computed with and never read out: it only has to be there.
     fn make_room(&mut self, outputs: usize, inputs: usize) {
         (self.outputs, self.blocks) = (outputs, inputs.div_ceil(DEPTH));
-        self.panels.make_room(outputs.div_ceil(PANEL) * self.blocks);
+        self.panels.make_room(outputs.div_ceil(PANEL) * PANEL / SIDE * self.blocks);
         self.scales.resize(outputs.next_multiple_of(PANEL), 0.0);
     }
 
@@ -295,7 +294,7 @@ mod tests {
                     let (block, (group, at)) = (input / DEPTH, place(input));
                     for digit in 0..DIGITS {
                         let row = rows.tiles[output / SIDE * weights.blocks + block][digit][output % SIDE][4 * group + at];
-                        let weight = weights.panels[block][digit][output / SIDE][group][output % SIDE * 4 + at];
+                        let weight = weights.panels[output / SIDE * weights.blocks + block][digit][group][output % SIDE * 4 + at];
                         same &= row == weight;
                     }
                     same &= weights.scales[output] == scale(rows.steps[output]);

@@ -3,6 +3,8 @@
 //!
 //! Each model packs itself beside its plain session on tensors, which stays the reference.
 
+#[cfg(test)]
+pub(crate) mod agreement;
 mod aligned;
 mod attention;
 mod block;

@@ -103,8 +103,8 @@ struct Run<'a> {
 /// A block of inputs by one of weights; what `$put` says is done after each product of digits. Tiles are loaded well before
 /// they are multiplied: a core that also works for somebody else does little out of order.
 macro_rules! multiply {
-    ($tiles:ident, $x:expr, $w:expr, $half:ident, $put:ident) => {
-        $tiles.load::<6>($w[0][$half].as_flattened(), DEPTH);
+    ($tiles:ident, $x:expr, $w:expr, $put:ident) => {
+        $tiles.load::<6>($w[0].as_flattened(), DEPTH);
         $tiles.load::<3>($x[0].as_flattened(), DEPTH);
         $tiles.load::<4>($x[1].as_flattened(), DEPTH);
         $tiles.load::<5>($x[2].as_flattened(), DEPTH);
@@ -114,8 +114,8 @@ macro_rules! multiply {
         $put!(1);
         $tiles.multiply_signed::<2, 5, 6>();
         $put!(2);
-        $tiles.load::<7>($w[1][$half].as_flattened(), DEPTH);
-        $tiles.load::<6>($w[2][$half].as_flattened(), DEPTH);
+        $tiles.load::<7>($w[1].as_flattened(), DEPTH);
+        $tiles.load::<6>($w[2].as_flattened(), DEPTH);
         $tiles.multiply_signed::<1, 3, 7>();
         $put!(3);
         $tiles.multiply_signed::<2, 4, 7>();
@@ -126,13 +126,13 @@ macro_rules! multiply {
 }
 
 impl Run<'_> {
-    /// A tile of rows by half a panel. Lines of the sums before are put in their places between products, `LINES` for each of
+    /// A tile of rows by one of outputs. Lines of the sums before are put in their places between products, `LINES` for each of
     /// the first blocks of inputs.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
-    fn tile<const LINES: usize>(&mut self, tiles: &Tiles, panel: usize, half: usize, tile: usize) {
+    fn tile<const LINES: usize>(&mut self, tiles: &Tiles, outputs: usize, tile: usize) {
         let blocks = self.this.blocks;
-        let (weights, rows) = (&self.this.panels[panel * blocks..][..blocks], &self.rounded.tiles[tile * blocks..]);
+        let (weights, rows) = (&self.this.panels[outputs * blocks..][..blocks], &self.rounded.tiles[tile * blocks..]);
         let mut both = rows.iter().zip(weights);
         tiles.clear::<0>();
         tiles.clear::<1>();
@@ -146,7 +146,7 @@ impl Run<'_> {
                         }
                     };
                 }
-                multiply!(tiles, x, w, half, put);
+                multiply!(tiles, x, w, put);
             }
             self.waiting = None;
         } else {
@@ -156,13 +156,13 @@ impl Run<'_> {
             macro_rules! nothing {
                 ($product:literal) => {};
             }
-            multiply!(tiles, x, w, half, nothing);
+            multiply!(tiles, x, w, nothing);
         }
         let sums = self.sums.0.as_flattened_mut().as_flattened_mut();
         tiles.store::<0, _>(sums, DIGITS * SIDE);
         tiles.store::<1, _>(&mut sums[SIDE..], DIGITS * SIDE);
         tiles.store::<2, _>(&mut sums[2 * SIDE..], DIGITS * SIDE);
-        self.waiting = Some((tile * SIDE, panel * PANEL + half * SIDE));
+        self.waiting = Some((tile * SIDE, outputs * SIDE));
     }
 
     /// All lines that wait, if a whole tile does: with their steps and scales, and their places.
@@ -191,10 +191,14 @@ impl Run<'_> {
     /// All tiles of a part.
     #[target_feature(enable = "avx512f,avx512bw")]
     fn tiles<const LINES: usize>(&mut self, tiles: &Tiles, panels: Range<usize>, rows: Range<usize>) {
+        let this = self.this;
+        let outputs = |panels: usize| (panels * PANEL / SIDE).min(this.outputs.div_ceil(SIDE));
+        // Those of a panel meet a tile of rows one after the other, while it is near.
         for panel in panels {
             for tile in rows.clone() {
-                self.tile::<LINES>(tiles, panel, 0, tile);
-                self.tile::<LINES>(tiles, panel, 1, tile);
+                for outputs in outputs(panel)..outputs(panel + 1) {
+                    self.tile::<LINES>(tiles, outputs, tile);
+                }
             }
         }
         self.finish();
