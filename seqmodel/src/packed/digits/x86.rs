@@ -137,7 +137,9 @@ impl Run<'_> {
         tiles.clear::<0>();
         tiles.clear::<1>();
         tiles.clear::<2>();
-        if let Some((lines, steps, scales, mut places)) = self.square() {
+        if blocks > 0
+            && let Some((lines, steps, scales, mut places)) = self.square()
+        {
             for (first, (x, w)) in (0..SIDE).step_by(LINES).zip(&mut both) {
                 macro_rules! put {
                     ($product:literal) => {
