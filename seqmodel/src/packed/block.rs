@@ -8,7 +8,7 @@
 use super::aligned::Aligned;
 use super::attention::{LANES, OwnPath, Softmax};
 use super::crew::Team;
-use super::matrix::{Packed, Precision, Rows, groups};
+use super::matrix::{JOINED, Packed, Precision, Rows, groups};
 use super::sink::{Into, Sink};
 use crate::Result;
 use crate::nn::{Attention, AttentionShape, Block, Linear, RmsNorm, dot, vectorized, with_values};
@@ -80,9 +80,6 @@ thread_local! {
 /// Fewest queries that a thread attends for.
 const QUERIES: usize = 16;
 
-/// Most rows of histories that go through products together.
-const SEQS: usize = 96;
-
 /// Additions to attention scores: (heads, distances), the distance 0 at `zero`, keys behind the query to its right.
 #[derive(Debug, Clone)]
 pub(crate) struct Bias {
@@ -98,13 +95,13 @@ fn apart(numbers: usize) -> usize {
 }
 
 /// Histories that go through products together, which fills tiles and fetches weights once: some of together at most
-/// [`SEQS`] rows, or a longer one. From `seqs`, the rows of each.
+/// [`JOINED`] rows, or a longer one. From `seqs`, the rows of each.
 fn joined(mut seqs: &[usize]) -> impl Iterator<Item = &[usize]> {
     std::iter::from_fn(move || {
         let mut rows = 0;
         let fit = seqs.iter().take_while(|seq| {
             rows += **seq;
-            rows <= SEQS
+            rows <= JOINED
         });
         seqs.split_off(..fit.count().max(1))
     })
@@ -371,4 +368,24 @@ pub(crate) fn norm(x: &[f32], dim: usize, normed: &mut Aligned<f32>) {
             normed.iter_mut().zip(x).for_each(|(normed, x)| *normed = x * scale);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Every history is in one place, in order, and none that would have fitted in front begins another.
+        #[test]
+        fn histories_are_joined_as_far_as_they_fit(seqs in prop::collection::vec(0usize..200, 0..20)) {
+            let all: Vec<&[usize]> = joined(&seqs).collect();
+            prop_assert_eq!(&all.concat(), &seqs);
+            for pair in all.windows(2) {
+                let rows: usize = pair[0].iter().sum();
+                prop_assert!(pair[0].len() == 1 || rows <= JOINED);
+                prop_assert!(rows + pair[1][0] > JOINED);
+            }
+        }
+    }
 }

@@ -324,6 +324,17 @@ mod tests {
 
     static CREW: LazyLock<Crew> = LazyLock::new(|| Crew::with_least(3, 1));
 
+    #[test]
+    fn groups_take_every_row_and_end_where_tiles_do() {
+        for (rows, threads) in (0..700).flat_map(|rows| (1..4).map(move |threads| (rows, threads))) {
+            let groups: Vec<usize> = groups(rows, threads).collect();
+            assert_eq!(groups.iter().sum::<usize>(), rows);
+            assert_eq!(groups.len(), rows.div_ceil(JOINED * threads));
+            assert!(groups.iter().all(|group| (1..=JOINED * threads).contains(group)));
+            assert!(groups.iter().rev().skip(1).all(|group| group.is_multiple_of(SIDE)));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         /// Every count of rows, outputs and inputs, rows with something between them, all three ways out.
